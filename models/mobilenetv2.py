@@ -1,0 +1,118 @@
+"""MobileNetV2: inverted residual blocks, each a narrow-wide-narrow sandwich around a depthwise convolution.
+
+Source: Sandler, Howard, Zhu, Zhmoginov, Chen 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", Table 2.
+The network is a chain, so that it is a `Sequential`; its backward is the one it inherits.
+
+A block with expansion t: 1×1 convolution to t times the channels -> 3×3 depthwise -> 1×1 convolution back, each with
+batch norm, ReLU6 after the first two (the last is linear: a ReLU in few channels would lose too much, §3.2). A shortcut
+joins input and output where the stride is 1 and the channels match.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+import scratchnet as sn
+
+# expansion t, output channels c, repeats n (Table 2); the stride of each row's first block is the variant's
+BLOCKS = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
+
+
+class Variant(NamedTuple):
+    """What the three variants do not share."""
+
+    stem_kernel: int
+    stem_stride: int
+    strides: tuple[int, ...]  # of the first block of each row of BLOCKS
+    divisor: int  # channels are rounded to multiples of this
+    head_grows_only: bool  # whether the head keeps 1280 channels below width 1
+    always_expand: bool  # whether a block with t = 1 has the 1×1 expansion too
+    conv_classifier: bool  # a 1×1 convolution in place of dropout and a linear layer
+
+
+VARIANTS = {
+    # the paper's, as torchvision builds it: its state_dict loads here with no renaming
+    "imagenet": Variant(3, 2, (1, 2, 2, 2, 1, 2, 1), 8, True, False, False),
+    # the same for 32×32 pictures: two strides less, 32×32 -> 4×4
+    "cifar": Variant(3, 1, (1, 1, 2, 2, 1, 2, 1), 8, True, False, False),
+    # the network of the blog post that this project implements
+    "blog": Variant(1, 2, (1, 2, 2, 2, 1, 2, 1), 1, False, True, True),
+}
+
+
+class MobileNetV2(sn.Sequential):
+    """MobileNetV2 for pictures (N, 3, H, W) -> logits (N, num_classes).
+
+    Args:
+        num_classes: number of logits.
+        width_mult: factor on every channel count.
+        variant: "cifar", "imagenet" or "blog", see `VARIANTS`. Keys and shapes of the first two's `state_dict` are
+            torchvision's (`features.1.conv.0.0.weight`, …, `classifier.1.bias`).
+        dropout: probability before the classifier (the blog variant has none).
+        dtype: of every parameter.
+        rng: numpy.random.Generator for the initial weights and for dropout; None takes fresh entropy.
+
+    Raises:
+        ValueError: an unknown variant, or a width or class count that is not positive.
+    """
+
+    def __init__(self, num_classes=10, width_mult=1.0, variant="cifar", dropout=0.2, *, dtype=np.float32, rng=None):
+        if variant not in VARIANTS:
+            raise ValueError(f"MobileNetV2: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        if num_classes < 1 or not width_mult > 0:
+            raise ValueError(
+                f"MobileNetV2: num_classes and width_mult must be positive, got {num_classes!r} and {width_mult!r}"
+            )
+        rng = np.random.default_rng() if rng is None else rng
+        v = VARIANTS[variant]
+        make = {"dtype": dtype, "rng": rng}
+
+        channels = round_channels(STEM_CHANNELS * width_mult, v.divisor)
+        features = [conv_bn(3, channels, v.stem_kernel, v.stem_stride, **make)]
+        for (t, c, n), stride in zip(BLOCKS, v.strides, strict=True):
+            out = round_channels(c * width_mult, v.divisor)
+            for k in range(n):
+                first_stride = stride if k == 0 else 1
+                features.append(inverted_residual(channels, out, t, first_stride, v.always_expand, **make))
+                channels = out
+        head = round_channels(HEAD_CHANNELS * (max(1.0, width_mult) if v.head_grows_only else width_mult), v.divisor)
+        features.append(conv_bn(channels, head, 1, 1, **make))
+
+        layers = {"features": sn.Sequential(*features), "pool": sn.GlobalAvgPool2d()}
+        if v.conv_classifier:
+            layers |= {"classifier": sn.Conv2d(head, num_classes, 1, **make), "flatten": sn.Flatten()}
+        else:
+            linear = sn.Linear(head, num_classes, **make)
+            linear.weight.data[...] = 0.01 * rng.standard_normal(linear.weight.data.shape)  # torchvision's N(0, 0.01²)
+            layers |= {"flatten": sn.Flatten(), "classifier": sn.Sequential(sn.Dropout(dropout, rng=rng), linear)}
+        super().__init__(layers)
+        self.variant, self.width_mult, self.num_classes = variant, width_mult, num_classes
+
+
+def round_channels(channels, divisor):
+    """The nearest multiple of `divisor`, but never below 90 % of `channels`; for divisor 1 the integer part."""
+    if divisor == 1:
+        return max(1, int(channels))
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+def conv_bn(in_channels, out_channels, kernel, stride, groups=1, *, dtype, rng):
+    """Convolution that keeps the size (but for its stride), batch norm, ReLU6."""
+    padding = (kernel - 1) // 2
+    options = {"stride": stride, "padding": padding, "groups": groups, "bias": False}  # batch norm has the bias
+    conv = sn.Conv2d(in_channels, out_channels, kernel, **options, dtype=dtype, rng=rng)
+    return sn.Sequential(conv, sn.BatchNorm2d(out_channels, dtype=dtype), sn.ReLU6())
+
+
+def inverted_residual(in_channels, out_channels, t, stride, always_expand, *, dtype, rng):
+    """Table 1: expand, filter each channel, project; a shortcut where the shapes allow one."""
+    make = {"dtype": dtype, "rng": rng}
+    wide = in_channels * t
+    expand = [conv_bn(in_channels, wide, 1, 1, **make)] if t != 1 or always_expand else []
+    depthwise = conv_bn(wide, wide, 3, stride, groups=wide, **make)
+    project = sn.Conv2d(wide, out_channels, 1, bias=False, **make)
+    body = sn.Sequential(*expand, depthwise, project, sn.BatchNorm2d(out_channels, dtype=dtype))
+    container = sn.Residual if stride == 1 and in_channels == out_channels else sn.Sequential
+    return container({"conv": body})

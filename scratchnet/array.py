@@ -1,0 +1,133 @@
+"""Arrays: how an activation lies in memory, and on which machine it lies.
+
+Shapes are (N, C, H, W) everywhere, as in PyTorch. In memory the channel axis is outermost and the batch axis
+innermost ("channel-major", the order of cuda-convnet): seen as (C, H, W, N) the array is C-contiguous. An activation is
+then a matrix with one row per channel, and that matrix is a *view*, so every layer is short arithmetic on it:
+
+    (N, C, H, W)  ->  as_maps    (C, H, W, N)       the axes in the order of memory
+                  ->  as_matrix  (C, M)             M = H·W·N
+                  <-  as_images                     back to (N, C, H, W)
+
+An array in any other memory order gives the same values: the first two copy it where a view is impossible.
+This is the one file that imports cupy, and it does so only when a GPU is asked for.
+"""
+
+import sys
+
+import numpy as np
+
+
+class DeviceError(RuntimeError):
+    """A device was asked for that this machine, or this installation, does not have."""
+
+
+def as_maps(x):
+    """Axes in memory order: (N, C, H, W) -> (C, H, W, N), C-contiguous; a view when x is channel-major."""
+    return get_array_module(x).ascontiguousarray(x.transpose(*range(1, x.ndim), 0))
+
+
+def as_matrix(x):
+    """One row per channel: (N, C, H, W) -> (C, H·W·N), or (N, F) -> (F, N); a view when x is channel-major."""
+    return as_maps(x).reshape(x.shape[1], -1)
+
+
+def as_images(rows, like=None):
+    """Undo `as_maps`, (C, H, W, N) -> (N, C, H, W); with `like`, undo `as_matrix`: N, H and W are those of `like`."""
+    if like is not None:
+        rows = rows.reshape(-1, *like.shape[2:], like.shape[0])  # (C, M) -> (C, H, W, N)
+    return rows.transpose(rows.ndim - 1, *range(rows.ndim - 1))
+
+
+def get_array_module(x):
+    """`numpy` or `cupy`, whichever made x: the module whose functions take x."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return np
+    cupy = sys.modules.get("cupy")  # an array of cupy's exists only where cupy was imported
+    return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
+
+
+def is_array(x):
+    """Whether x is an array that the layers compute on: NumPy's or CuPy's."""
+    return isinstance(x, np.ndarray) or get_array_module(x) is not np
+
+
+def device_of(x):
+    """`"cpu"` for a NumPy array, `"cuda"` for a CuPy array."""
+    return "cpu" if get_array_module(x) is np else "cuda"
+
+
+def import_cupy():
+    """The cupy module, on a machine where it can compute.
+
+    Raises:
+        DeviceError: CuPy is missing or finds no GPU; the message says which and what to install.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(
+            f"device 'cuda' needs CuPy, which cannot be imported ({error}): "
+            "install the extra cuda12 or cuda13, or use device 'cpu'"
+        ) from None
+    if not cupy.cuda.is_available():
+        raise DeviceError("device 'cuda' needs an NVIDIA GPU with its driver, and CuPy finds none: use device 'cpu'")
+    return cupy
+
+
+def resolve_device(device):
+    """`"auto"`, `"cpu"` or `"cuda"` -> the device to use; auto takes the GPU where there is one that works.
+
+    Raises:
+        DeviceError: cuda was asked for and cannot be had.
+        ValueError: any other name.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device == "cpu":
+        return device
+    try:
+        import_cupy()
+    except DeviceError:
+        if device == "cuda":
+            raise
+        return "cpu"
+    return "cuda"
+
+
+def to_device(thing, device):
+    """Bring an array, or a module with all that it holds, to a device.
+
+    Args:
+        thing: a NumPy or CuPy array, or a `Module` (changed in place).
+        device: `"cpu"` or `"cuda"`.
+
+    Returns:
+        The array on that device (itself where it is there already; channel-major memory order is kept), or the module.
+
+    Raises:
+        DeviceError: there is no such device here.
+        ValueError: an unknown device name.
+    """
+    if not is_array(thing):
+        return thing.to(device)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    if device_of(thing) == device:
+        return thing
+    convert = import_cupy().asarray if device == "cuda" else (lambda array: array.get())
+    return as_images(convert(as_maps(thing))) if thing.ndim > 1 else convert(thing)
+
+
+def same_kind(x, parameter):
+    """Why x cannot be computed with a parameter's array, as half a sentence, or None when it can."""
+    if device_of(x) != device_of(parameter):
+        return (
+            f"x is on {device_of(x)} and the parameters are on {device_of(parameter)}: "
+            f"move one with sn.to_device(x, {device_of(parameter)!r}) or module.to({device_of(x)!r})"
+        )
+    if x.dtype != parameter.dtype:
+        return (
+            f"x is {x.dtype} and the parameters are {parameter.dtype}: "
+            f"convert one with x.astype({str(parameter.dtype)!r}) or module.astype({str(x.dtype)!r})"
+        )
+    return None

@@ -1,0 +1,1 @@
+"""The layers: for each its derivation, its forward and backward as plain functions, and the Module around them."""

@@ -1,0 +1,84 @@
+"""Rectifiers: they let a number pass, or hold it at a bound; the gradient passes where the number did.
+
+    ReLU:   y = max(x, 0)            (RELU.1)        dx = dy where x > 0, else 0               (RELU.2)
+    ReLU6:  y = min(max(x, 0), 6)    (RELU6.1)       dx = dy where 0 < x < 6, else 0           (RELU6.2)
+
+Sources: Nair and Hinton 2010; Krizhevsky 2010 and Sandler et al. 2018 (the bound 6 keeps activations inside what low
+precision can hold). At a kink every number between the slopes of the two sides is a subgradient; here it is 0 at 0 and
+at 6, PyTorch's choice. y tells where x lay between the bounds, so that only y is kept, which the next layer keeps anyway.
+
+NaN passes through both ways, so that a guard further on can see it: the mask is "not at a bound", which NaN never is.
+"""
+
+from scratchnet import kernels
+from scratchnet.array import as_images, as_matrix, get_array_module
+from scratchnet.module import Module
+
+
+def relu_forward(x):
+    """Compute max(x, 0) for x of any shape (N, C, …); returns y and the cache for `relu_backward`."""
+    rows = as_matrix(x)
+    y = as_images(_clip(rows, 0, None), x)  # (RELU.1)
+    return y, y
+
+
+def relu_backward(dy, cache):
+    """Gradient of `relu_forward`: dx like dy."""
+    grad, y = as_matrix(dy), as_matrix(cache)
+    return as_images(grad * ~(y.real <= 0), dy)  # (RELU.2)
+
+
+def relu6_forward(x):
+    """Compute min(max(x, 0), 6) for x of any shape (N, C, …); returns y and the cache for `relu6_backward`."""
+    rows = as_matrix(x)
+    y = as_images(_clip(rows, 0, 6), x)  # (RELU6.1)
+    return y, y
+
+
+def relu6_backward(dy, cache):
+    """Gradient of `relu6_forward`: dx like dy."""
+    grad, y = as_matrix(dy), as_matrix(cache)
+    return as_images(grad * ~((y.real <= 0) | (y.real >= 6)), dy)  # (RELU6.2)
+
+
+def _clip(x, low, high):
+    """Clip, by the real part where x is complex: a complex step must not move the bounds."""
+    xp = get_array_module(x)
+    if x.dtype.kind != "c":
+        return xp.clip(x, low, high)
+    y = xp.where(x.real <= low, low, x)
+    return y if high is None else xp.where(x.real >= high, high, y)
+
+
+class ReLU(Module):
+    """Clip x at 0 from below. Raises TypeError for anything but a floating-point array."""
+
+    channelwise = True
+
+    def forward(self, x):
+        """Compute y, shaped like x."""
+        self.require(x)
+        y, cache = kernels.run(relu_forward, x)
+        self.save_cache(cache, y)
+        return y
+
+    def backward(self, dy):
+        """Return dx."""
+        return kernels.run(relu_backward, dy, self.take_cache(dy))
+
+
+class ReLU6(Module):
+    """Clip x to [0, 6]. Raises TypeError for anything but a floating-point array."""
+
+    channelwise = True
+
+    def forward(self, x):
+        """Compute y, shaped like x."""
+        self.require(x)
+        y, cache = kernels.run(relu6_forward, x)
+        self.save_cache(cache, y)
+        return y
+
+    def backward(self, dy):
+        """Return dx."""
+        return kernels.run(relu6_backward, dy, self.take_cache(dy))

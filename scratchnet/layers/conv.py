@@ -1,0 +1,265 @@
+"""Convolution: every output pixel is a weighted sum of the input pixels under a window.
+
+    y[o, p, q] = bias[o] + Σ_cij weight[o, c, i, j] · x[c, p·s + i·d - pad, q·s + j·d - pad]      (CONV.1)
+
+for each picture, with stride s, dilation d, zeros outside the picture, and c over the channels of o's group. Three ways
+to compute it, by the shape of the sum ("path"); source of the first: Chellapilla et al. 2006.
+
+Dense and grouped. For each tap, write down the pixels that it reads at every output position, one row a (channel, tap):
+    cols[c, i, j, p, q] = x[c, p·s + i·d - pad, q·s + j·d - pad]                                  (CONV.2)
+Then (CONV.1) is one matrix product, W being the weight as an (O × C·KH·KW) matrix (one such product for each group):
+    Y = W · cols + bias                                                                         (CONV.3)
+Backward. Y is linear in each of its three parts, so with dY = ∂L/∂Y
+    dbias = Σ dY over positions             since bias[o] is added to all of row o                (CONV.4)
+    dW    = dY · colsᵀ                      since ∂Y[o, m]/∂W[o, k] = cols[k, m]                  (CONV.5)
+    dcols = Wᵀ · dY                         since ∂Y[o, m]/∂cols[k, m] = W[o, k]                  (CONV.6)
+    dx    = every entry of dcols, added to the pixel that (CONV.2) copied it from                (CONV.7)
+
+Pointwise (1×1, one group, no padding): cols is x itself, or its every s-th pixel.
+
+Depthwise (as many groups as channels): the sum over c has one term and a matrix product nothing to do. Tap by tap:
+    y[outside]  += weight[i, j] · x[inside]                                                      (CONV.8)
+    dweight[i, j] = Σ dy[outside] · x[inside]                                                    (CONV.9)
+    dx[inside]  += weight[i, j] · dy[outside]                                                    (CONV.10)
+with the slices of `windows.taps`: outputs outside, and the pixels inside that the tap reads for them.
+"""
+
+import numpy as np
+
+from scratchnet import kernels
+from scratchnet.array import as_images, as_maps, get_array_module
+from scratchnet.layers.init import fan_out_normal
+from scratchnet.layers.windows import output_size, pair, taps
+from scratchnet.module import Module, Parameter
+
+
+def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):
+    """Convolve (CONV.1).
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C/groups, KH, KW).
+        bias: (O,) or None.
+        stride, padding, dilation: pairs (h, w), in pixels.
+        groups: how many independent groups of channels.
+        path: "pointwise", "depthwise", "grouped" or "dense": the way to compute it.
+
+    Returns:
+        y (N, O, OH, OW) and the cache for `conv2d_backward`.
+    """
+    maps = as_maps(x)  # (N, C, H, W) -> (C, H, W, N)
+    if path == "dense":
+        dense_weight = _block_diagonal(weight, groups)
+        y = kernels.run(grouped_forward, maps, dense_weight, stride, padding, dilation, 1)
+    elif path == "grouped":
+        y = kernels.run(grouped_forward, maps, weight, stride, padding, dilation, groups)
+    elif path == "depthwise":
+        y = kernels.run(depthwise_forward, maps, weight, stride, padding, dilation)
+    else:
+        y = kernels.run(pointwise_forward, maps, weight, stride)
+    if bias is not None:
+        y += bias[:, None, None, None]
+    return as_images(y), (maps, weight, bias is not None, stride, padding, dilation, groups, path)
+
+
+def conv2d_backward(dy, cache):
+    """Gradients of `conv2d_forward`: dx (N, C, H, W), dweight like weight, dbias (O,) or None."""
+    maps, weight, has_bias, stride, padding, dilation, groups, path = cache
+    grad = as_maps(dy)  # (N, O, OH, OW) -> (O, OH, OW, N)
+    dbias = grad.reshape(len(grad), -1).sum(axis=1) if has_bias else None  # (CONV.4)
+    if path == "dense":
+        dense_weight = _block_diagonal(weight, groups)
+        dx, dweight = kernels.run(grouped_backward, grad, maps, dense_weight, stride, padding, dilation, 1)
+        dweight = _diagonal_blocks(dweight, groups)
+    elif path == "grouped":
+        dx, dweight = kernels.run(grouped_backward, grad, maps, weight, stride, padding, dilation, groups)
+    elif path == "depthwise":
+        dx, dweight = kernels.run(depthwise_backward, grad, maps, weight, stride, padding, dilation)
+    else:
+        dx, dweight = kernels.run(pointwise_backward, grad, maps, weight, stride)
+    return as_images(dx), dweight, dbias
+
+
+# The paths, each on maps x (C, H, W, N), y (O, OH, OW, N) ---------------------------------------------------------------
+
+
+def grouped_forward(x, weight, stride, padding, dilation, groups):
+    """One matrix product a group: x (C, H, W, N), weight (O, C/groups, KH, KW) -> y (O, OH, OW, N)."""
+    cols = _im2col(x, weight.shape, stride, padding, dilation)
+    matrix = weight.reshape(groups, len(weight) // groups, -1)  # (O, C/G, KH, KW) -> (G, O/G, K)
+    y = matrix @ cols.reshape(groups, matrix.shape[2], -1)  # (CONV.3): (G, O/G, K) @ (G, K, M)
+    return y.reshape(len(weight), *cols.shape[3:])
+
+
+def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
+    """Gradients of `grouped_forward`: dx like x, dweight like weight."""
+    cols = _im2col(x, weight.shape, stride, padding, dilation)  # made again: keeping it would cost KH·KW activations
+    matrix = weight.reshape(groups, len(weight) // groups, -1)
+    grad = dy.reshape(groups, len(weight) // groups, -1)  # (O, OH, OW, N) -> (G, O/G, M)
+    dmatrix = grad @ cols.reshape(groups, matrix.shape[2], -1).swapaxes(1, 2)  # (CONV.5)
+    dcols = matrix.swapaxes(1, 2) @ grad  # (CONV.6)
+    dx = _col2im(dcols.reshape(cols.shape), x, stride, padding, dilation)
+    return dx, dmatrix.reshape(weight.shape)
+
+
+def _im2col(x, weight_shape, stride, padding, dilation):
+    """(C, H, W, N) -> (C, KH, KW, OH, OW, N): for each tap the pixels that it reads, zeros where it reads padding."""
+    kernel, out_size = weight_shape[2:], _out_size(x, weight_shape, stride, padding, dilation)
+    cols = get_array_module(x).zeros((len(x), *kernel, *out_size, x.shape[3]), x.dtype)
+    for i, j, outside, inside in taps(x.shape[1:3], out_size, kernel, stride, padding, dilation):
+        cols[:, i, j][outside] = x[inside]  # (CONV.2)
+    return cols
+
+
+def _col2im(dcols, x, stride, padding, dilation):
+    """(C, KH, KW, OH, OW, N) -> like x (C, H, W, N): what `_im2col` copied out, added up where it came from."""
+    dx = get_array_module(x).zeros_like(x)
+    for i, j, outside, inside in taps(x.shape[1:3], dcols.shape[3:5], dcols.shape[1:3], stride, padding, dilation):
+        dx[inside] += dcols[:, i, j][outside]  # (CONV.7)
+    return dx
+
+
+def pointwise_forward(x, weight, stride):
+    """A 1×1 convolution is one matrix product: x (C, H, W, N), weight (O, C, 1, 1) -> y (O, OH, OW, N)."""
+    seen = x[:, :: stride[0], :: stride[1]]
+    y = weight[:, :, 0, 0] @ seen.reshape(len(x), -1)  # (CONV.3): (O, C) @ (C, OH·OW·N)
+    return y.reshape(len(weight), *seen.shape[1:])
+
+
+def pointwise_backward(dy, x, weight, stride):
+    """Gradients of `pointwise_forward`: dx like x, dweight like weight."""
+    seen = x[:, :: stride[0], :: stride[1]]
+    grad = dy.reshape(len(dy), -1)
+    dweight = grad @ seen.reshape(len(x), -1).T  # (CONV.5)
+    dseen = (weight[:, :, 0, 0].T @ grad).reshape(seen.shape)  # (CONV.6)
+    if stride == (1, 1):
+        return dseen, dweight[:, :, None, None]
+    dx = get_array_module(x).zeros_like(x)
+    dx[:, :: stride[0], :: stride[1]] = dseen  # (CONV.7)
+    return dx, dweight[:, :, None, None]
+
+
+def depthwise_forward(x, weight, stride, padding, dilation):
+    """Each channel with its own O/C filters: x (C, H, W, N), weight (O, 1, KH, KW) -> y (O, OH, OW, N)."""
+    out_size = _out_size(x, weight.shape, stride, padding, dilation)
+    filters = weight.reshape(len(x), -1, *weight.shape[2:], 1, 1, 1)  # (C, O/C, KH, KW, 1, 1, 1)
+    y = get_array_module(x).zeros((*filters.shape[:2], *out_size, x.shape[3]), x.dtype)
+    for i, j, outside, inside in taps(x.shape[1:3], out_size, weight.shape[2:], stride, padding, dilation):
+        y.swapaxes(0, 1)[(slice(None), *outside)] += filters[:, :, i, j].swapaxes(0, 1) * x[inside]  # (CONV.8)
+    return y.reshape(len(weight), *out_size, -1)
+
+
+def depthwise_backward(dy, x, weight, stride, padding, dilation):
+    """Gradients of `depthwise_forward`: dx like x, dweight like weight."""
+    filters = weight.reshape(len(x), -1, *weight.shape[2:], 1, 1, 1)
+    grad = dy.reshape(len(x), -1, *dy.shape[1:]).swapaxes(0, 1)  # (O, OH, OW, N) -> (O/C, C, OH, OW, N)
+    dx = get_array_module(x).zeros_like(x)
+    dfilters = get_array_module(x).zeros_like(filters)
+    for i, j, outside, inside in taps(x.shape[1:3], dy.shape[1:3], weight.shape[2:], stride, padding, dilation):
+        seen = grad[(slice(None), *outside)]
+        dfilters[:, :, i, j, 0, 0, 0] = (seen * x[inside]).sum(axis=(2, 3, 4)).T  # (CONV.9)
+        dx[inside] += (filters[:, :, i, j].swapaxes(0, 1) * seen).sum(axis=0)  # (CONV.10)
+    return dx, dfilters.reshape(weight.shape)
+
+
+def _out_size(x, weight_shape, stride, padding, dilation):
+    return tuple(map(output_size, x.shape[1:3], weight_shape[2:], stride, padding, dilation))
+
+
+def _block_diagonal(weight, groups):
+    """The weight of the same convolution in one group: (O, C/groups, KH, KW) -> (O, C, KH, KW), zero between groups."""
+    if groups == 1:
+        return weight
+    outs, ins = len(weight) // groups, weight.shape[1]
+    dense = get_array_module(weight).zeros((groups, outs, groups, *weight.shape[1:]), weight.dtype)
+    for g in range(groups):
+        dense[g, :, g] = weight[g * outs : (g + 1) * outs]
+    return dense.reshape(len(weight), groups * ins, *weight.shape[2:])
+
+
+def _diagonal_blocks(dense, groups):
+    """The blocks of `_block_diagonal`, of its gradient: (O, C, KH, KW) -> (O, C/groups, KH, KW)."""
+    if groups == 1:
+        return dense
+    blocks = dense.reshape(groups, len(dense) // groups, groups, -1, *dense.shape[2:])
+    return get_array_module(dense).concatenate([blocks[g, :, g] for g in range(groups)])
+
+
+class Conv2d(Module):
+    """Convolution of (N, in_channels, H, W) with any kernel size, stride, padding, dilation and number of groups.
+
+    Attributes:
+        weight: (out_channels, in_channels/groups, KH, KW), drawn from N(0, 2/fan_out) (`init.fan_out_normal`).
+        bias: (out_channels,), zeros; None with `bias=False`.
+        path: how it is computed; see the module's docstring. Settable where the geometry allows.
+
+    Raises:
+        ValueError: channels that groups do not divide, sizes that are no ints, a kernel larger than the padded input.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True,
+        *, dtype=np.float32, rng=None,
+    ):  # fmt: skip
+        self.kernel_size = pair(kernel_size, "Conv2d: kernel_size", 1)
+        self.stride = pair(stride, "Conv2d: stride", 1)
+        self.padding = pair(padding, "Conv2d: padding", 0)
+        self.dilation = pair(dilation, "Conv2d: dilation", 1)
+        for what, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if not (isinstance(groups, int) and groups > 0 and channels > 0 and channels % groups == 0):
+                raise ValueError(f"Conv2d: {what} must be a positive multiple of groups, got {channels} and groups {groups}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        shape = (out_channels, in_channels // groups, *self.kernel_size)
+        self.weight = Parameter(fan_out_normal(shape, groups, rng, dtype))
+        self.bias = Parameter(np.zeros(out_channels, dtype), decay=False) if bias else None
+        self._path = self.paths()[0]
+
+    def paths(self):
+        """The paths that this geometry allows, the fastest first."""
+        pointwise = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        depthwise = self.groups == self.in_channels > 1
+        special = ["pointwise"] * pointwise + ["depthwise"] * depthwise
+        return special + (["dense", "grouped"] if self.groups == 1 else ["grouped", "dense"])
+
+    @property
+    def path(self):  # noqa: D102 (an attribute: described by the class)
+        return self._path
+
+    @path.setter
+    def path(self, path):
+        if path not in self.paths():
+            raise ValueError(f"Conv2d: path {path!r} does not fit this geometry, which allows {', '.join(self.paths())}")
+        self._path = path
+
+    @property
+    def channelwise(self):  # noqa: D102
+        return self.groups == self.in_channels == self.out_channels
+
+    def forward(self, x):
+        """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
+        self.require(x, "N", self.in_channels, "H", "W")
+        for axis, size, kernel, padding, dilation in zip("HW", x.shape[2:], self.kernel_size, self.padding, self.dilation):
+            if dilation * (kernel - 1) + 1 > size + 2 * padding:
+                raise ValueError(
+                    f"Conv2d: the kernel spans {dilation * (kernel - 1) + 1} pixels along {axis}, "
+                    f"more than the padded input's {size + 2 * padding} (x of shape {x.shape}, padding {padding})"
+                )
+        bias = self.bias.data if self.bias else None
+        geometry = self.stride, self.padding, self.dilation, self.groups, self.path
+        y, cache = conv2d_forward(x, self.weight.data, bias, *geometry)
+        self.save_cache(cache, y)
+        return y
+
+    def backward(self, dy):
+        """Return dx (N, C, H, W); add dweight and dbias."""
+        dx, dweight, dbias = conv2d_backward(dy, self.take_cache(dy))
+        self.weight.grad += dweight
+        if self.bias:
+            self.bias.grad += dbias
+        return dx
+
+    def slab(self, rows):
+        """A depthwise convolution over some channels: as many groups as there are channels left."""
+        part = super().slab(rows)
+        part.in_channels = part.out_channels = part.groups = rows.stop - rows.start
+        return part

@@ -1,0 +1,60 @@
+"""Dropout: in training each number is dropped with probability p, so that no unit can rely on one other alone.
+
+    y = x · keep / (1 - p)      keep drawn anew for every element, 1 with probability 1 - p     (DROP.1)
+    dx = dy · keep / (1 - p)    the same mask: y is linear in x                                 (DROP.2)
+
+Dividing by 1 - p leaves the mean as it is, so that eval mode is y = x. Source: Srivastava et al. 2014, §4 and §10.
+"""
+
+from scratchnet.array import as_images, as_matrix, device_of, to_device
+from scratchnet.module import Module
+
+
+def dropout_forward(x, keep, p):
+    """Drop where `keep` (bool, shaped like x) is False; returns y and the cache for `dropout_backward`."""
+    y = as_matrix(x) * as_matrix(keep) / (1 - p)  # (DROP.1)
+    return as_images(y, x), (keep, p)
+
+
+def dropout_backward(dy, cache):
+    """Gradient of `dropout_forward`: dx like dy."""
+    keep, p = cache
+    return as_images(as_matrix(dy) * as_matrix(keep) / (1 - p), dy)  # (DROP.2)
+
+
+class Dropout(Module):
+    """Drop each element with probability p in training mode; y = x in eval mode.
+
+    Args:
+        p: in [0, 1).
+        rng: the numpy.random.Generator that draws the masks, on the CPU on every device, so that a run can be repeated.
+
+    Raises:
+        ValueError: p is outside [0, 1).
+        TypeError: rng is no numpy.random.Generator.
+    """
+
+    # Row c of y needs row c of x only, yet dropout is not cut into slabs: the masks would depend on how it was cut.
+
+    def __init__(self, p=0.5, *, rng):
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be in [0, 1), got {p!r}")
+        if not hasattr(rng, "bit_generator"):
+            raise TypeError(f"Dropout: rng must be a numpy.random.Generator, got {type(rng).__name__}")
+        self.p, self.rng = p, rng
+
+    def forward(self, x):
+        """Compute y, shaped like x."""
+        self.require(x)
+        if not self.training or self.p == 0:
+            self.save_cache(None, x)
+            return x
+        keep = to_device(self.rng.random(x.shape) >= self.p, device_of(x))
+        y, cache = dropout_forward(x, keep, self.p)
+        self.save_cache(cache, y)
+        return y
+
+    def backward(self, dy):
+        """Return dx."""
+        cache = self.take_cache(dy)
+        return dy if cache is None else dropout_backward(dy, cache)

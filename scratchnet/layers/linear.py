@@ -1,0 +1,81 @@
+"""The classifier's end: a picture becomes one long vector, and every class a weighted sum of it.
+
+    Y = W · X + bias            X (F × N), one column a picture                             (LIN.1)
+    dbias = Σ dY over pictures                                                              (LIN.2)
+    dW    = dY · Xᵀ             since ∂Y[o, n]/∂W[o, f] = X[f, n]                            (LIN.3)
+    dX    = Wᵀ · dY             since ∂Y[o, n]/∂X[f, n] = W[o, f]                            (LIN.4)
+
+(LIN.1) is a 1×1 convolution of a picture with one pixel. Flatten computes nothing: it only names (c, h, w) one index f.
+"""
+
+import numpy as np
+
+from scratchnet.array import as_images, as_maps, as_matrix
+from scratchnet.layers.init import he_normal
+from scratchnet.module import Module, Parameter
+
+
+def linear_forward(x, weight, bias):
+    """Compute (LIN.1): x (N, F), weight (O, F), bias (O,) or None -> y (N, O), and the cache for `linear_backward`."""
+    columns = as_matrix(x)  # (N, F) -> (F, N)
+    y = weight @ columns  # (LIN.1)
+    if bias is not None:
+        y = y + bias[:, None]
+    return as_images(y), (columns, weight, bias is not None)
+
+
+def linear_backward(dy, cache):
+    """Gradients of `linear_forward`: dx (N, F), dweight (O, F), dbias (O,) or None."""
+    columns, weight, has_bias = cache
+    grad = as_matrix(dy)  # (N, O) -> (O, N)
+    dbias = grad.sum(axis=1) if has_bias else None  # (LIN.2)
+    dweight = grad @ columns.T  # (LIN.3)
+    dx = weight.T @ grad  # (LIN.4)
+    return as_images(dx), dweight, dbias
+
+
+class Linear(Module):
+    """A weighted sum of the features for each output: (N, in_features) -> (N, out_features).
+
+    Attributes:
+        weight: (out_features, in_features), drawn from N(0, 2/in_features) by `rng`.
+        bias: (out_features,), zeros; None with `bias=False`.
+
+    Raises:
+        ValueError: x is not (N, in_features).
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, dtype=np.float32, rng=None):
+        self.weight = Parameter(he_normal((out_features, in_features), rng=rng, dtype=dtype))
+        self.bias = Parameter(np.zeros(out_features, dtype), decay=False) if bias else None
+
+    def forward(self, x):
+        """Compute y (N, out_features)."""
+        self.require(x, "N", self.weight.data.shape[1])
+        y, cache = linear_forward(x, self.weight.data, self.bias.data if self.bias else None)
+        self.save_cache(cache, y)
+        return y
+
+    def backward(self, dy):
+        """Return dx (N, in_features); add dweight and dbias."""
+        dx, dweight, dbias = linear_backward(dy, self.take_cache(dy))
+        self.weight.grad += dweight
+        if self.bias:
+            self.bias.grad += dbias
+        return dx
+
+
+class Flatten(Module):
+    """Name (c, h, w) one index, c·H·W + h·W + w as in PyTorch: (N, C, H, W) -> (N, C·H·W), a view when channel-major."""
+
+    def forward(self, x):
+        """Reshape x; any shape (N, C, …) with at least two axes."""
+        self.require(x)
+        maps = as_maps(x)
+        y = as_images(maps.reshape(-1, x.shape[0]))  # (C, H, W, N) -> (C·H·W, N)
+        self.save_cache(maps.shape, y)
+        return y
+
+    def backward(self, dy):
+        """Return dx, of x's shape."""
+        return as_images(as_maps(dy).reshape(self.take_cache(dy)))

@@ -1,0 +1,140 @@
+"""Batch normalisation: every channel to mean 0 and variance 1 over the batch, then scaled and shifted.
+
+Source: Ioffe and Szegedy 2015, Algorithm 1. An activation is a matrix with one row per channel and M = H·W·N
+columns; batch norm treats each row by itself, so what follows is about one row x of M numbers.
+
+Forward, training
+    m  = Σ x / M                                                                  (BN.1)
+    v  = Σ (x - m)² / M                                                           (BN.2)
+    x̂  = (x - m) · s,   s = 1 / √(v + eps)                                        (BN.3)
+    y  = weight · x̂ + bias                                                        (BN.4)
+
+Backward, from dy = ∂L/∂y, walking up from (BN.4)
+    dbias   = Σ dy            because ∂yⱼ/∂bias = 1                                (BN.5)
+    dweight = Σ dy · x̂        because ∂yⱼ/∂weight = x̂ⱼ                             (BN.6)
+
+    xᵢ reaches x̂ⱼ in three ways: itself (i = j), through the mean, and through the variance. From (BN.1)-(BN.3)
+        ∂m/∂xᵢ = 1/M,   ∂v/∂xᵢ = 2 (xᵢ - m) / M,   ∂s/∂xᵢ = -½ s³ ∂v/∂xᵢ = -s² x̂ᵢ / M
+        ∂x̂ⱼ/∂xᵢ = s · ( [i = j]  -  1/M  -  x̂ᵢ x̂ⱼ / M )
+    and summing dyⱼ · weight · ∂x̂ⱼ/∂xᵢ over j leaves the two sums that (BN.5) and (BN.6) already hold:
+    dx = weight · s · ( dy - dbias/M - x̂ · dweight/M )                            (BN.7)
+
+With frozen statistics (eval mode) m and v are constants and only the first way is left:
+    dx = weight · s · dy                                                          (BN.8)
+
+The running statistics are averages that forget: with momentum μ, the weight of the newest batch,
+    running_mean ← running_mean + μ (m - running_mean)                            (BN.9)
+    running_var  ← running_var  + μ (v · M/(M-1) - running_var)                   (BN.10)
+where M/(M-1) makes v the unbiased estimate, as in PyTorch.
+"""
+
+import numpy as np
+
+from scratchnet import kernels
+from scratchnet.array import as_images, as_matrix
+from scratchnet.module import Module, Parameter
+
+
+def batch_norm_forward(x, weight, bias, eps):
+    """Normalise with the statistics of this very batch.
+
+    Args:
+        x: activations, (N, C, H, W), more than one value per channel.
+        weight, bias: (C,).
+        eps: added to the variance, in the units of x squared.
+
+    Returns:
+        y, shaped like x; the batch's mean and biased variance, each (C,); the cache for `batch_norm_backward`.
+    """
+    rows = as_matrix(x)  # (N, C, H, W) -> (C, M)
+    mean = rows.mean(axis=1, keepdims=True)  # (BN.1)
+    centred = rows - mean
+    var = (centred * centred).mean(axis=1, keepdims=True)  # (BN.2) this form stays exact far from zero
+    inv_std = 1 / (var + eps) ** 0.5
+    xhat = centred * inv_std  # (BN.3)
+    y = weight[:, None] * xhat + bias[:, None]  # (BN.4)
+    return as_images(y, x), mean[:, 0], var[:, 0], (x, mean, inv_std, weight)
+
+
+def batch_norm_backward(dy, cache):
+    """Gradients of `batch_norm_forward`: dx like dy (N, C, H, W), dweight and dbias (C,)."""
+    x, mean, inv_std, weight = cache
+    grad = as_matrix(dy)  # (N, C, H, W) -> (C, M)
+    m = grad.shape[1]
+    xhat = (as_matrix(x) - mean) * inv_std  # (BN.3) again: x is kept anyway, x̂ would be one more activation
+    dbias = grad.sum(axis=1)  # (BN.5)
+    dweight = (grad * xhat).sum(axis=1)  # (BN.6)
+    through_mean = dbias[:, None] / m
+    through_var = xhat * (dweight[:, None] / m)
+    dx = weight[:, None] * inv_std * (grad - through_mean - through_var)  # (BN.7)
+    return as_images(dx, dy), dweight, dbias
+
+
+def frozen_batch_norm_forward(x, weight, bias, mean, var, eps):
+    """(BN.3) and (BN.4) with given statistics, each (C,): an affine map per channel."""
+    inv_std = 1 / (var[:, None] + eps) ** 0.5
+    xhat = (as_matrix(x) - mean[:, None]) * inv_std
+    return as_images(weight[:, None] * xhat + bias[:, None], x), (x, mean[:, None], inv_std, weight)
+
+
+def frozen_batch_norm_backward(dy, cache):
+    """Gradients of `frozen_batch_norm_forward`, shaped as those of `batch_norm_backward`."""
+    x, mean, inv_std, weight = cache
+    grad = as_matrix(dy)
+    xhat = (as_matrix(x) - mean) * inv_std
+    dx = weight[:, None] * inv_std * grad  # (BN.8)
+    return as_images(dx, dy), (grad * xhat).sum(axis=1), grad.sum(axis=1)
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation of (N, C, H, W) over N, H and W, with running statistics for eval mode.
+
+    Attributes:
+        weight, bias: (C,), ones and zeros at first; weight decay leaves both alone.
+        running_mean, running_var: (C,), zeros and ones at first.
+        num_batches_tracked: how many batches the running statistics have seen.
+        momentum: the weight of the newest batch in them; the running variance is unbiased (both as in PyTorch).
+
+    Raises:
+        ValueError: x is not (N, num_features, H, W), or holds one value per channel in training mode.
+    """
+
+    channelwise = True  # row c of y needs row c of x only
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, *, dtype=np.float32):
+        self.weight = Parameter(np.ones(num_features, dtype), decay=False)
+        self.bias = Parameter(np.zeros(num_features, dtype), decay=False)
+        self.running_mean = np.zeros(num_features, dtype)
+        self.running_var = np.ones(num_features, dtype)
+        self.num_batches_tracked = np.zeros((), np.int64)
+        self.eps, self.momentum = eps, momentum
+
+    def forward(self, x):
+        """Normalise x, by its own statistics in training mode and by the running ones in eval mode."""
+        self.require(x, "N", self.weight.data.size, "H", "W")
+        weight, bias = self.weight.data, self.bias.data
+        if self.training:
+            count = x.size // x.shape[1]
+            if count == 1:
+                raise ValueError(f"BatchNorm2d: needs more than one value per channel in training mode, got x of shape {x.shape}")
+            y, mean, var, cache = kernels.run(batch_norm_forward, x, weight, bias, self.eps)
+            self._track(mean, var, count)
+        else:
+            statistics = self.running_mean, self.running_var
+            y, cache = kernels.run(frozen_batch_norm_forward, x, weight, bias, *statistics, self.eps)
+        self.save_cache(cache, y)
+        return y
+
+    def backward(self, dy):
+        """Return dx; add dweight and dbias."""
+        backward = batch_norm_backward if self.training else frozen_batch_norm_backward
+        dx, dweight, dbias = kernels.run(backward, dy, self.take_cache(dy))
+        self.weight.grad += dweight
+        self.bias.grad += dbias
+        return dx
+
+    def _track(self, mean, var, count):
+        self.running_mean += self.momentum * (mean - self.running_mean)  # (BN.9)
+        self.running_var += self.momentum * (var * (count / (count - 1)) - self.running_var)  # (BN.10)
+        self.num_batches_tracked += 1

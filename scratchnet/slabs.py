@@ -1,0 +1,189 @@
+"""Slabs: a run of channelwise layers, computed a few channels at a time so that they stay in the cache.
+
+A layer is channelwise when row c of its output needs row c of its input only: batch norm, ReLU6, depthwise convolution,
+pooling. Three such layers in a row, one after the other over a whole activation, move that activation through main memory
+three times. Cut into slabs of a few channels, a slab goes through all three while it lies in the cache, and different
+slabs go to different threads with nothing to synchronise:
+
+    for rows in slabs:  x[rows] -> batch norm -> ReLU6 -> depthwise -> … -> y[rows]
+
+The layers need no code for it. A channelwise layer over the channels c₀…c₁ *is* the same layer over views of its
+parameters, gradients and buffers (`Module.slab`), with a cache of its own.
+
+How an activation is cut depends on its shape alone, never on the number of threads: the same bits for any thread count.
+"""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from threadpoolctl import threadpool_limits
+
+from scratchnet import array
+
+SLAB_BYTES = 4 << 20  # measured: smaller slabs pay more for Python than they win from the inner caches
+PARALLEL_BYTES = 1 << 18  # below this a slab is done sooner than a second thread wakes
+
+
+def join_runs(chain):
+    """Steps of a chain of (name, layer): channelwise neighbours together, every other layer by itself."""
+    steps: list[Run] = []
+    for name, layer in chain:
+        if steps and layer.channelwise and steps[-1].channelwise:
+            steps[-1].layers.append((name, layer))
+        else:
+            steps.append(Run([(name, layer)]))
+    return steps
+
+
+class Run:
+    """Neighbouring layers that are computed together. Like a layer it has a forward and a backward."""
+
+    def __init__(self, layers):
+        self.layers = layers
+        self.parts = [(slice(None), layers)]
+
+    @property
+    def channelwise(self):
+        return all(layer.channelwise for _, layer in self.layers)
+
+    def forward(self, x):
+        slabs = cut(x) if self.channelwise else []
+        if len(slabs) < 2:
+            self.parts = [(slice(None), self.layers)]
+            return _forward(self.layers, x)
+        self.parts = [(rows, [(name, layer.slab(rows)) for name, layer in self.layers]) for rows in slabs]
+        return _gather(lambda layers, rows: _forward(layers, x[:, rows]), self.parts, x.shape[1])
+
+    def backward(self, dy):
+        if len(self.parts) < 2:
+            return _backward(self.parts[0][1], dy)
+        return _gather(lambda layers, rows: _backward(layers, dy[:, rows]), self.parts, dy.shape[1])
+
+
+def _forward(layers, x):
+    for name, layer in layers:
+        with located(name):
+            x = layer.forward(x)
+    return x
+
+
+def _backward(layers, dy):
+    for name, layer in reversed(layers):
+        with located(name):
+            dy = layer.backward(dy)
+    return dy
+
+
+def _gather(compute, parts, channels):
+    """One array of all channels from what `compute(layers, rows)` gives for each slab."""
+    whole = None
+    lock = threading.Lock()
+
+    def one(part):
+        nonlocal whole
+        rows, layers = part
+        maps = array.as_maps(compute(layers, rows))
+        with lock:  # the first slab that is done tells the shape
+            if whole is None:
+                whole = array.get_array_module(maps).empty((channels, *maps.shape[1:]), maps.dtype)
+        whole[rows] = maps
+
+    parallel(one, parts)
+    return array.as_images(whole)
+
+
+def cut(x):
+    """The slabs of x (N, C, H, W), as slices of C: about SLAB_BYTES each, and an even number of them for two cores.
+
+    On a GPU, and where x is small or not laid out channel-major, one slab is everything.
+    """
+    channels = x.shape[1]
+    if array.device_of(x) != "cpu" or x.nbytes < 2 * PARALLEL_BYTES or not as_rows_is_view(x):
+        return [slice(0, channels)]
+    count = max(2, -(-x.nbytes // SLAB_BYTES))
+    return split(channels, count + count % 2)
+
+
+def as_rows_is_view(x):
+    """Whether a slab of x is a contiguous piece of memory."""
+    return x.transpose(*range(1, x.ndim), 0).flags.c_contiguous
+
+
+def split(size, count):
+    """`range(size)` in `count` nearly equal slices, none of them empty."""
+    count = min(count, size)
+    return [slice(size * k // count, size * (k + 1) // count) for k in range(count)]
+
+
+@contextmanager
+def located(name):
+    """Put a layer's name before the message of any error that passes: "4 Conv2d: …", then "features.4 Conv2d: …"."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        error.path = [name, *getattr(error, "path", [])]
+        error.text = getattr(error, "text", str(error))
+        error.args = (f"{'.'.join(error.path)} {error.text}",)
+        raise
+
+
+# The thread pool -----------------------------------------------------------------------------------------------------
+
+
+class _Pool(threading.local):
+    """The number of threads and the pool behind them; `busy` is a thread's own."""
+
+    threads = None
+    executor = None
+    busy = False
+
+
+_pool = _Pool()
+
+
+def set_num_threads(n):
+    """Compute on n threads from now on.
+
+    BLAS is held at one thread, since the pool already keeps every core busy: its own threads inside ours would only
+    wait for one another. That holds for the whole process.
+
+    Raises:
+        ValueError: n is not a whole number of at least 1.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"the number of threads must be a whole number of at least 1, got {n!r}")
+    threadpool_limits(1, user_api="blas")
+    _Pool.threads = n
+    _Pool.executor = ThreadPoolExecutor(n - 1, "scratchnet") if n > 1 else None
+
+
+def get_num_threads():
+    """The number of threads that layers compute on: the cores that this process may use, unless set otherwise."""
+    if _Pool.threads is None:
+        set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return _Pool.threads
+
+
+def parallel(function, items):
+    """[function(item) for item in items], on all threads; the caller is one of them."""
+    items = list(items)
+    results = [None] * len(items)
+    if get_num_threads() == 1 or len(items) < 2 or _pool.busy:
+        return [function(item) for item in items]
+    todo = iter(range(len(items)))  # taking from one range iterator is atomic under the GIL
+
+    def work():
+        _pool.busy = True  # what runs inside a slab runs on this thread
+        try:
+            for k in todo:
+                results[k] = function(items[k])
+        finally:
+            _pool.busy = False
+
+    helpers = [_Pool.executor.submit(work) for _ in range(min(_Pool.threads, len(items)) - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+    return results

@@ -1,0 +1,1 @@
+"""What a training run needs beyond the layers: data, optimizers, schedules, checkpoints, the loop."""

@@ -1,0 +1,87 @@
+"""Files that are whole or absent: written beside the old one, made durable, then renamed over it.
+
+    write <name>.tmp.<pid>  →  flush, fsync: the bytes are on the disk  →  os.replace, which is atomic  →  fsync of the
+    folder: the new name is on the disk
+
+Killed at any instant, or on a full disk, the file is the old one or the new one. What a killed process leaves under a
+temporary name, `remove_leftovers` of a later one takes away.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write into, that takes the place of `path` when the block ends well, and never before.
+
+    Args:
+        path: the file to make or to replace.
+        keep: another name in the same folder, at which to leave the file that was at `path`; None lets it go.
+
+    Raises:
+        OSError: with the name of `path`; what was there is still at `path`, or at `keep`.
+    """
+    path = Path(path)
+    names = [path] if keep is None else [path, Path(keep)]
+    try:
+        with open(_temporary(path), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _put_in_place(*names)
+    except BaseException as error:
+        for name in names:
+            with contextlib.suppress(OSError):
+                _temporary(name).unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
+        raise
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed processes were writing in `folder`: `*.tmp.<pid>` where no process has that pid."""
+    if os.name != "posix":  # elsewhere os.kill ends the process that it is asked about
+        return
+    for path in Path(folder).glob("*.tmp.*"):
+        pid = path.suffix[1:]
+        if pid.isascii() and pid.isdigit():
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
+            except (OSError, OverflowError):
+                pass  # somebody else's process, or no pid at all
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp.{os.getpid()}")
+
+
+def _put_in_place(path: Path, keep: Path | None = None) -> None:
+    """Rename so that after every single call there is a whole file at `path` or at `keep`.
+
+    The old file gets a second name first, so that `path` is never absent, and gives up `keep` only when the new one is
+    at `path`: the file at `keep` may be the only whole one, when the one at `path` is damaged.
+    """
+    aside = None
+    if keep is not None and path.exists():
+        aside = _temporary(keep)
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(path, aside)
+        except OSError:  # a file system without hard links: for a moment there is only `keep`
+            aside = None
+            os.replace(path, keep)
+    os.replace(_temporary(path), path)
+    if keep is not None and aside is not None:
+        os.replace(aside, keep)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

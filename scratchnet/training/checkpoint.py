@@ -1,0 +1,171 @@
+"""Checkpoints: files that are whole or absent, and that say so when they are damaged.
+
+What a file is
+    One `.npz` (a zip archive of `.npy` files, nothing compressed, nothing pickled), so that `numpy.load` opens it too.
+    Its first member, `__header__.npy`, is a uint8 vector: the bytes of a JSON object (ASCII only, keys sorted, no
+    spaces). Every other member is one array, named by its key plus `.npy`: format version 1.0, C order, dtype
+    boolean, integer, floating-point or complex, of either byte order.
+
+    The header is what the caller gave (a run's network, epoch, configuration, generator states, …) plus one field,
+        "checkpoint": {"format": "scratchnet checkpoint", "version": 1, "scratchnet": …, "numpy": …, "sha256": …}
+    the two in the middle being the versions of the libraries that wrote it. The SHA-256, in hex, is that of:
+        for each key in sorted order: the JSON list [key, dtype, shape], a line feed, the array's bytes in C order;
+        then the JSON of the header without "sha256".
+    No times are kept: the same content gives the same bytes, so two equal runs leave equal files.
+
+What a reader may rely on
+    `load` returns what `save` was given, or raises CheckpointError. A change of the description above raises the
+    version; the archive and its first member stay as they are, so that every version can say which one it is.
+
+How it is written
+    By `atomic.py`: killed at any instant, the old file or the new one is there, whole. `save_rotating` keeps the last
+    two, last.npz and last.previous.npz, and removes what a killed run left under a temporary name.
+"""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode, kind
+from scratchnet.training.atomic import atomic_file, remove_leftovers
+
+LAST, PREVIOUS = "last.npz", "last.previous.npz"
+
+
+def save(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+    """Write a checkpoint, durably and all or nothing.
+
+    Args:
+        path: the file; its folder must exist.
+        arrays: key -> NumPy array of numbers or booleans, of any shape.
+        header: anything that JSON can hold; a field "checkpoint" is replaced.
+
+    Raises:
+        CheckpointError: an array or the header cannot be stored.
+        OSError: the file could not be written, and its name is in the message; the old file is still there, whole.
+    """
+    data = encode(arrays, header)
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a checkpoint and verify it: the arrays, and the header with its field "checkpoint".
+
+    Raises:
+        CheckpointError: for whatever keeps the content from being exactly what was saved.
+    """
+    try:
+        return decode(Path(path).read_bytes())
+    except NewerFormatError as error:
+        raise NewerFormatError(f"{path} {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} does not fit into the memory of this machine") from error
+    except Exception as error:  # a damaged file can make zipfile and json raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} is not a whole checkpoint: {reason}") from error
+
+
+def save_rotating(folder: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+    """`save` as last.npz in `folder`, keeping the one before it as last.previous.npz."""
+    data = encode(arrays, header)
+    remove_leftovers(folder)
+    with atomic_file(Path(folder) / LAST, keep=Path(folder) / PREVIOUS) as file:
+        file.write(data)
+
+
+def load_latest(folder: str | Path, warn: Callable[[str], None]) -> tuple[dict, dict, Path] | None:
+    """`load` last.npz, or last.previous.npz with one line to `warn` that says why; None where neither exists.
+
+    Returns:
+        The arrays, the header, and the path that they came from.
+
+    Raises:
+        CheckpointError: there are files and none can be read, or one is of a newer format.
+    """
+    failures: list[CheckpointError] = []
+    for path in (Path(folder) / LAST, Path(folder) / PREVIOUS):
+        try:
+            arrays, header = load(path)
+        except NewerFormatError:
+            raise  # going on from an older checkpoint would write over this one
+        except CheckpointError as error:
+            failures.append(error)
+        else:
+            if failures:
+                warn(f"{failures[0]}; going on from {path}, the checkpoint before it")
+            return arrays, header, path
+    if all(isinstance(error.__cause__, FileNotFoundError) for error in failures):
+        return None
+    raise CheckpointError("; ".join(map(str, failures)))
+
+
+def expect(arrays: dict[str, Any], like: dict[str, Any], what: str) -> None:
+    """Check that `arrays` has exactly the keys, shapes and dtypes of `like`; `what` opens the message.
+
+    Raises:
+        CheckpointError: it does not; the first three keys of each kind of difference are named.
+    """
+    missing = [repr(key) for key in like if key not in arrays]
+    unexpected = [repr(key) for key in arrays if key not in like]
+    kinds = {key: (kind(arrays[key]), kind(like[key])) for key in like if key in arrays}
+    different = [f"{key!r} is {got}, expected {wanted}" for key, (got, wanted) in kinds.items() if got != wanted]
+    parts = [
+        f"{len(found)} {name} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
+        for name, found in (("missing", missing), ("unexpected", unexpected), ("different", different))
+        if found
+    ]
+    if parts:
+        raise CheckpointError(f"{what}: the arrays do not fit: {'; '.join(parts)}")
+
+
+def generator_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state that decides all further draws of `rng` (not its `spawn`), as JSON can hold it."""
+    return json.loads(json.dumps(rng.bit_generator.state, default=lambda value: value.tolist()))
+
+
+def restore_generator(rng: np.random.Generator, state: dict[str, Any]) -> None:
+    """Make `rng` go on as the generator that `generator_state` was called on.
+
+    Raises:
+        CheckpointError: `state` is of another kind of generator, or no state at all.
+    """
+    before = rng.bit_generator.state
+    with contextlib.suppress(Exception):  # of many types: NumPy looks into the state as it comes
+        rng.bit_generator.state = state
+    if generator_state(rng) != state:  # refused above, or taken with a change (a number cut to 32 bits)
+        rng.bit_generator.state = before
+        wanted = type(rng.bit_generator).__name__
+        raise CheckpointError(f"generator state: expected the state of a {wanted}, got {str(state)[:60]}")
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m scratchnet.training.checkpoint FILE`: print what is inside; exit code 2 where it cannot be read."""
+    if len(arguments) != 1:
+        print("usage: python -m scratchnet.training.checkpoint FILE", file=sys.stderr)
+        return 2
+    try:
+        arrays, header = load(arguments[0])
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 2
+    own = header.pop("checkpoint")
+    size = sum(array.nbytes for array in arrays.values())
+    rows = {field: value if isinstance(value, str) else json.dumps(value) for field, value in header.items()}
+    rows |= {"arrays": f"{len(arrays)}, {size:,} bytes", "sha256": f"{own['sha256']} (verified)"}
+    writers = f"scratchnet {own['scratchnet']} with NumPy {own['numpy']}"
+    print(f"{arguments[0]}: {own['format']}, version {own['version']}, written by {writers}")
+    for field, value in rows.items():
+        print(f"  {field:<{max(map(len, rows))}}  {value if len(value) <= 90 else value[:89] + '…'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
