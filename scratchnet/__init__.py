@@ -15,6 +15,7 @@ from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
 from scratchnet.layers.dropout import Dropout
 from scratchnet.slabs import get_num_threads, set_num_threads
 from scratchnet.kernels import use_kernels
+from scratchnet.training.optim import SGD, Adam, AdamW
 from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck
 
 __version__ = "0.1.0"
@@ -24,5 +25,6 @@ __all__ = [
     "Flatten", "Linear", "ReLU", "ReLU6", "CrossEntropyLoss", "BatchNorm2d", "Conv2d",
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
     "get_num_threads", "set_num_threads", "use_kernels",
+    "SGD", "Adam", "AdamW",
     "GradcheckReport", "GradientMismatch", "gradcheck",
 ]  # fmt: skip

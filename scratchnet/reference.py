@@ -12,7 +12,6 @@ output, and hands it on by the chain rule, in the same loops with the same indic
 
 A number used in several places moves the loss through each of them, so the shares add up: gradients start at 0 and
 grow by `+=`. Where forward takes several steps, backward undoes them last to first. That is all of backpropagation.
-
 Each backward quotes the forward line that it undoes. Images are (N, C, H, W); `kernel_size`, `stride`, `padding` and
 `dilation` are pairs (along H, along W). Arguments may have any real dtype; results are new arrays in float64.
 """
@@ -104,7 +103,7 @@ def batch_norm_backward(dy, x, weight, eps):
     dvar = dstd / (2 * std)  # std = sqrt(var + eps)
     for n, c, h, w in np.ndindex(x.shape):
         dx[n, c, h, w] += dvar[c] * 2 * (x[n, c, h, w] - mean[c]) / m  # var += (x - mean) ** 2 / m
-        dmean[c] += -dvar[c] * 2 * (x[n, c, h, w] - mean[c]) / m
+        dmean[c] += -dvar[c] * 2 * (x[n, c, h, w] - mean[c]) / m  # adds up to 0, as Σ (x - mean) does
     for n, c, h, w in np.ndindex(x.shape):
         dx[n, c, h, w] += dmean[c] / m  # mean += x / m
     return dx, dweight, dbias
@@ -228,8 +227,7 @@ def dropout_backward(dy, keep, p):
 
 
 def _log_sum_exp(z):
-    """Logarithm of the sum of exp(z), with the maximum taken out: the largest exp is exp(0) and cannot overflow."""
-    return max(z) + np.log(sum(np.exp(each - max(z)) for each in z))
+    return max(z) + np.log(sum(np.exp(each) for each in z - max(z)))  # the largest exp is exp(0): none overflows
 
 
 def cross_entropy_forward(logits, labels, label_smoothing):

@@ -235,6 +235,11 @@ class Conv2d(Module):
     def channelwise(self):  # noqa: D102
         return self.groups == self.in_channels == self.out_channels
 
+    @property
+    def multiply_adds(self):
+        """Multiplications, each with its addition, for one number of the output."""
+        return self.weight.data[0].size
+
     def forward(self, x):
         """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
         self.require(x, "N", self.in_channels, "H", "W")

@@ -6,6 +6,8 @@
 Dividing by 1 - p leaves the mean as it is, so that eval mode is y = x. Source: Srivastava et al. 2014, §4 and §10.
 """
 
+import numpy as np
+
 from scratchnet.array import as_images, as_matrix, device_of, to_device
 from scratchnet.module import Module
 
@@ -39,9 +41,9 @@ class Dropout(Module):
     def __init__(self, p=0.5, *, rng):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p!r}")
-        if not hasattr(rng, "bit_generator"):
+        if not isinstance(rng, np.random.Generator):
             raise TypeError(f"Dropout: rng must be a numpy.random.Generator, got {type(rng).__name__}")
-        self.p, self.rng = p, rng
+        self.p, self.rng = float(p), rng  # a NumPy scalar would make float32 float64
 
     def forward(self, x):
         """Compute y, shaped like x."""

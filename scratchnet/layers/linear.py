@@ -49,6 +49,11 @@ class Linear(Module):
         self.weight = Parameter(he_normal((out_features, in_features), rng=rng, dtype=dtype))
         self.bias = Parameter(np.zeros(out_features, dtype), decay=False) if bias else None
 
+    @property
+    def multiply_adds(self):
+        """Multiplications, each with its addition, for one number of the output."""
+        return self.weight.data.shape[1]
+
     def forward(self, x):
         """Compute y (N, out_features)."""
         self.require(x, "N", self.weight.data.shape[1])
@@ -78,4 +83,5 @@ class Flatten(Module):
 
     def backward(self, dy):
         """Return dx, of x's shape."""
-        return as_images(as_maps(dy).reshape(self.take_cache(dy)))
+        shape = self.take_cache(dy)
+        return as_images(as_maps(dy).reshape(shape))

@@ -59,7 +59,7 @@ class CrossEntropyLoss(Module):
     def __init__(self, label_smoothing=0.0):
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"CrossEntropyLoss: label_smoothing must be in [0, 1], got {label_smoothing!r}")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = float(label_smoothing)  # a NumPy scalar would make float32 float64
 
     def __call__(self, logits, labels):
         return self.forward(logits, labels)

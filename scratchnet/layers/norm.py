@@ -108,7 +108,7 @@ class BatchNorm2d(Module):
         self.running_mean = np.zeros(num_features, dtype)
         self.running_var = np.ones(num_features, dtype)
         self.num_batches_tracked = np.zeros((), np.int64)
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum = float(eps), float(momentum)  # a NumPy scalar would make float32 float64
 
     def forward(self, x):
         """Normalise x, by its own statistics in training mode and by the running ones in eval mode."""

@@ -9,6 +9,7 @@ temporary name, `remove_leftovers` of a later one takes away.
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +24,7 @@ def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
         keep: another name in the same folder, at which to leave the file that was at `path`; None lets it go.
 
     Raises:
-        OSError: with the name of `path`; what was there is still at `path`, or at `keep`.
+        OSError: with the name of `path`; what was at `path` is still there, or already at `keep`.
     """
     path = Path(path)
     names = [path] if keep is None else [path, Path(keep)]
@@ -37,7 +38,7 @@ def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
         for name in names:
             with contextlib.suppress(OSError):
                 _temporary(name).unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
 
@@ -64,21 +65,21 @@ def _temporary(path: Path) -> Path:
 def _put_in_place(path: Path, keep: Path | None = None) -> None:
     """Rename so that after every single call there is a whole file at `path` or at `keep`.
 
-    The old file gets a second name first, so that `path` is never absent, and gives up `keep` only when the new one is
-    at `path`: the file at `keep` may be the only whole one, when the one at `path` is damaged.
+    The old file gets a second name first, so that `path` is never absent, and takes that of `keep` only when the new
+    one is at `path`: if the file at `path` is damaged, the one at `keep` is the only whole one until then.
     """
-    aside = None
-    if keep is not None and path.exists():
+    if keep is not None and not path.exists():
+        keep = None
+    if keep is not None:
         aside = _temporary(keep)
         aside.unlink(missing_ok=True)
         try:
             os.link(path, aside)
-        except OSError:  # a file system without hard links: for a moment there is only `keep`
-            aside = None
-            os.replace(path, keep)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, aside)
     os.replace(_temporary(path), path)
-    if keep is not None and aside is not None:
-        os.replace(aside, keep)
+    if keep is not None:
+        os.replace(_temporary(keep), keep)
     if os.name == "posix":  # elsewhere a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:

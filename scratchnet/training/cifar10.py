@@ -75,11 +75,11 @@ def load_cifar10(folder_or_archive: str | os.PathLike[str], *, records: int = RE
         DataError: a file is missing, has another size, is damaged, or holds a label above 9.
     """
     path = Path(folder_or_archive).expanduser()
-    images = np.empty((len(FILES) * records, 3, 32, 32), np.uint8)
-    labels = np.empty(len(FILES) * records, np.int64)
     place = locate(path)
     if place is None:
         raise DataError(f"{path} holds no CIFAR-10; expected {ARCHIVE}, {FOLDER}/ or {FILES[0]} … {FILES[-1]} in it")
+    images = np.empty((len(FILES) * records, 3, 32, 32), np.uint8)
+    labels = np.empty(len(FILES) * records, np.int64)
     contents = _read_archive if place.is_file() else _read_folder
     missing = list(FILES)
     for name, raw in contents(place, records * RECORD_BYTES):
@@ -188,9 +188,9 @@ def _read_archive(archive: Path, size: int) -> Iterator[tuple[str, bytes]]:
 
 def _read_member(tar, member, archive, size):
     where = f"{member.name} in {archive}"
-    _require_size(where, member.size, size)
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
         raise DataError(f"{where} is a link, device or sparse file; expected a regular file of {size:,} bytes")
+    _require_size(where, member.size, size)
     raw = tar.extractfile(member).read(size)
     _require_size(where, len(raw), size)
     return raw

@@ -81,8 +81,8 @@ def _receive(url, part, have, size, timeout, progress):
 
 def _require_expected(response, have, size):
     """Refuse an answer that announces something else (a login page, an error page) before it is written anywhere."""
-    if response.headers.get_content_maintype() == "text":
-        raise DownloadError(f"the server answers with a {response.headers.get_content_type()} page, not with the file")
+    if "html" in response.headers.get("Content-Type", ""):
+        raise DownloadError("the server answers with a web page, not with the file")
     offset = response.headers.get("Content-Range", "")
     if have and not offset.startswith(f"bytes {have}-"):
         raise DownloadError(f"asked to go on at byte {have:,}, the server answers with {offset or 'an unnamed range'}")

@@ -7,8 +7,9 @@ when it is resumed: `MetricsLog.truncate_to` with the checkpoint's epoch is what
 """
 
 import math
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class MetricsLog:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lines()
+        self.rows()
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line, on the disk when this returns.
@@ -40,46 +41,141 @@ class MetricsLog:
         """
         if set(row) != set(FIELDS):
             raise ValueError(f"{self.path}: a row has the fields {', '.join(FIELDS)}, got {', '.join(map(str, row))}")
-        line = ",".join([str(int(row["epoch"])), *(repr(float(row[field])) for field in FIELDS[1:])])
-        lines = self._lines()
-        whole = len("".join([_HEAD, *lines])) if self.path.exists() and self.path.stat().st_size else 0
-        with open(self.path, "ab") as file:
-            file.truncate(whole)  # drops a torn line
-            file.write(f"{'' if whole else _HEAD}{line}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
+        numbers = [str(operator.index(row["epoch"])), *(repr(float(row[field])) for field in FIELDS[1:])]
+        line = ",".join(numbers) + "\n"
+        whole = self._whole_lines()
+        try:
+            with open(self.path, "ab") as file:
+                file.truncate(len(whole))  # drops a torn line
+                file.write((line if whole else _HEAD + line).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error  # a full disk names no file
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far, oldest first; none where there is no file."""
-        return [self._parse(line) for line in self._lines()]
+        return [self._parse(line) for line in self._whole_lines().splitlines()[1:]]
 
     def truncate_to(self, epoch: int) -> None:
-        """Drop the rows of epochs after `epoch`, and a torn line; the lines that stay keep their bytes."""
+        """Drop the rows of epochs after `epoch`, and a torn line; the lines that stay keep their bytes.
+
+        Raises:
+            OSError: the file could not be written; it is as it was.
+        """
+        head, *lines = self._whole_lines().splitlines(keepends=True) or [b""]
+        kept = [line for line in lines if self._parse(line)["epoch"] <= epoch]
         if self.path.exists():
-            kept = [line for line in self._lines() if self._parse(line)["epoch"] <= epoch]
             with atomic_file(self.path) as file:
-                file.write("".join([_HEAD, *kept]).encode())
+                file.write(b"".join([head, *kept]))
 
-    def _lines(self) -> list[str]:
-        """The whole lines after the header."""
-        try:
-            text = self.path.read_bytes().decode("utf-8", "replace")
-        except FileNotFoundError:
-            return []
-        if _HEAD.startswith(text):  # empty, or torn while the header was written
-            return []
-        head, *lines = text.splitlines(keepends=True)
-        if head != _HEAD:
-            raise ValueError(f"{self.path}: expected the first line {_HEAD.strip()!r}, got {head.strip()[:80]!r}")
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        for line in lines:
-            self._parse(line)
-        return lines
+    def _whole_lines(self) -> bytes:
+        """The file up to its last line feed; nothing where there is no file, or only a part of the header."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole.startswith(_HEAD.encode()) and not _HEAD.encode().startswith(data):
+            raise ValueError(f"{self.path}: expected the first line {_HEAD.strip()!r}, got {_shown(data)}")
+        return whole
 
-    def _parse(self, line: str) -> dict[str, Any]:
+    def _parse(self, line: bytes) -> dict[str, Any]:
         try:
-            epoch, *numbers = line.strip().split(",")
+            epoch, *numbers = line.decode("ascii").split(",")
             return dict(zip(FIELDS, [int(epoch), *map(float, numbers)], strict=True))
         except ValueError:
-            raise ValueError(f"{self.path}: expected {len(FIELDS)} numbers in a line, got {line.strip()[:80]!r}") from None
+            raise ValueError(f"{self.path}: expected a line of {len(FIELDS)} numbers, got {_shown(line)}") from None
+
+
+class Average:
+    """The mean of a per-picture measure over batches of different sizes.
+
+    A batch's value may be a 0-d array on a GPU: it is summed there, in float64, and only reading `value` waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.sum: Any = 0.0
+        self.count = 0
+
+    def add(self, value: Any, count: int) -> None:
+        """Take in the mean over `count` pictures, at least 1."""
+        if count < 1:
+            raise ValueError(f"Average: count must be at least 1, got {count}")
+        exact = value.astype("float64") if hasattr(value, "astype") else float(value)
+        self.sum = self.sum + exact * float(count)
+        self.count += int(count)
+
+    @property
+    def value(self) -> float:
+        """The mean over all pictures so far; NaN before the first."""
+        return float(self.sum) / self.count if self.count else math.nan
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> bool:
+    """Draw loss, accuracy, learning rate and pictures a second over the epochs, as a PNG of 1200 × 750 pixels.
+
+    Args:
+        rows: as `MetricsLog.rows` gives them.
+        path: the PNG, replaced as a whole.
+        title: one line, shown as it is.
+
+    Returns:
+        Whether it was drawn: not without rows, and not where matplotlib cannot be imported.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        return False
+    if not rows:
+        return False
+    figure = Figure(figsize=(12, 7.5), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    canvas = FigureCanvasAgg(figure)  # not pyplot: a library leaves the caller's figures and backend alone
+    figure.suptitle(title, fontsize=14, fontweight="bold", parse_math=False)
+    epochs = [row["epoch"] for row in rows]
+    for axes, (name, fields, scale, best) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        for field, label, colour in fields:
+            values = [scale * row[field] for row in rows]
+            marker = "o" if len(rows) <= 40 else None  # one epoch is a point, and no line
+            text = label + _best(epochs, values, best) if best else label
+            axes.plot(epochs, values, label=text, color=colour, marker=marker, markersize=4, linewidth=1.8)
+        axes.set_title(name, loc="left", fontsize=12)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter("{x:.6g}")
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.set_xlabel("epoch")
+        if best:
+            axes.legend(frameon=False)
+        else:  # a quantity whose distance from 0 matters
+            axes.set_ylim(0, 1.1 * max([*filter(math.isfinite, values)], default=0) or 1)
+    with atomic_file(path) as file:
+        canvas.print_png(file)
+    return True
+
+
+def _best(epochs: Sequence[int], values: Sequence[float], best: Callable[..., tuple[float, int]]) -> str:
+    """`best` (min or max) of the values and its epoch, in words, NaN and infinity left out."""
+    pairs = [(value, epoch) for value, epoch in zip(values, epochs, strict=True) if math.isfinite(value)]
+    if not pairs:
+        return ""
+    value, epoch = best(pairs, key=lambda pair: pair[0])
+    return f", best {value:.4g} in epoch {epoch}"
+
+
+_BLUE, _ORANGE, _GREY = "#1f77b4", "#d95f02", "#444444"
+# title of the panel, (field, label, colour) of its curves, factor, which value is best
+_PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...], float, Any], ...] = (
+    ("Loss", (("train_loss", "train", _BLUE), ("val_loss", "validation", _ORANGE)), 1, min),
+    ("Accuracy, %", (("train_acc", "train", _BLUE), ("val_acc", "validation", _ORANGE)), 100, max),
+    ("Learning rate", (("lr", "", _GREY),), 1, None),
+    ("Pictures a second", (("images_per_second", "", _GREY),), 1, None),
+)
+
+
+def _shown(data: bytes) -> str:
+    return repr(data.split(b"\n")[0][:80].decode("ascii", "replace"))

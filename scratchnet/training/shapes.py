@@ -177,6 +177,11 @@ def _cover(labels, rng):
     for label, shape in enumerate(SHAPES.values()):
         of = labels == label
         distance[of] = shape(u[of], v[of], size[of], thickness[of])
+    return _share(distance)
+
+
+def _share(distance):
+    """How much of a pixel lies inside an edge at this signed distance (in pixels) from its centre."""
     return np.clip(0.5 - distance, 0, 1)
 
 

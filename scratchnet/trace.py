@@ -1,0 +1,65 @@
+"""What a network does to one batch, layer by layer: shapes, parameters, multiply-adds, and the path that was taken."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from scratchnet import array
+from scratchnet.module import Module
+from scratchnet.sequential import Residual, Sequential
+
+
+class Step(NamedTuple):
+    """One layer's line: shapes without the batch axis, multiply-adds of one picture."""
+
+    name: str
+    layer: str
+    shape_in: tuple
+    shape_out: tuple
+    parameters: int
+    multiply_adds: int
+    path: str
+
+
+def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Step]:
+    """Run one picture of zeros, shaped (C, H, W), through the network in eval mode, and say what each layer did.
+
+    The modes of the network and its statistics stay as they are.
+
+    Raises:
+        ValueError: the picture does not fit the network; the message names the layer.
+    """
+    modes = [(module, module.training, module.saves) for _, module in model.named_modules()]
+    device = next((array.device_of(parameter.data) for parameter in model.parameters()), "cpu")
+    steps: list[Step] = []
+    try:
+        model.eval()
+        _walk("", model, array.to_device(np.zeros((1, *picture), dtype), device), steps)
+    finally:
+        for module, training, saves in modes:
+            module.training, module.saves = training, saves
+    return steps
+
+
+def _walk(name, layer, x, steps):
+    if not isinstance(layer, Sequential):
+        y = layer.forward(x)
+        sizes = [parameter.data.size for parameter in layer.parameters()]
+        macs = y.size // len(y) * layer.multiply_adds if hasattr(layer, "multiply_adds") else 0
+        steps.append(Step(name, layer.name, x.shape[1:], y.shape[1:], sum(sizes), macs, getattr(layer, "path", "")))
+        return y
+    y = x
+    for key, child in layer.named_children():
+        y = _walk(f"{name}.{key}" if name else key, child, y, steps)
+    return y + x if isinstance(layer, Residual) else y
+
+
+def table(steps: list[Step]) -> str:
+    """The steps as a table, with the sums at its foot."""
+    lines = [f"{'layer':<24} {'kind':<16} {'in':<16} {'out':<16} {'parameters':>10} {'multiply-adds':>14}  path"]
+    for s in steps:
+        shapes = "×".join(map(str, s.shape_in)), "×".join(map(str, s.shape_out))
+        lines.append(f"{s.name:<24} {s.layer:<16} {shapes[0]:<16} {shapes[1]:<16} {s.parameters:>10,} {s.multiply_adds:>14,}  {s.path}")
+    total = sum(s.parameters for s in steps), sum(s.multiply_adds for s in steps)
+    lines.append(f"{'sum':<24} {'':<16} {'':<16} {'':<16} {total[0]:>10,} {total[1]:>14,}")
+    return "\n".join(lines)

@@ -1,0 +1,36 @@
+"""Suite-wide: hypothesis profiles, and two threads, so that slabs that share what they should not are seen.
+
+HYPOTHESIS_PROFILE=dev        20 drawn cases a property (the default)
+HYPOTHESIS_PROFILE=ci         200, the same ones every time (the default where CI is set)
+HYPOTHESIS_PROFILE=nightly    5,000, new ones every time, failures kept in .hypothesis
+"""
+
+import os
+
+import pytest
+from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+import scratchnet as sn
+
+settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "nightly", max_examples=5000, deadline=None, database=DirectoryBasedExampleDatabase(".hypothesis/examples")
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Every test starts on two threads, whatever a test before it set."""
+    if sn.get_num_threads() != 2:
+        sn.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def all_kernels():
+    """Every test starts, and leaves, with kernels allowed."""
+    sn.use_kernels(True)
+    yield
+    sn.use_kernels(True)

@@ -1,0 +1,637 @@
+"""The contract of every layer, one table: a row is a layer with its options, and every row passes every check below.
+
+A new layer, option or container is tested by adding a row to ROWS. A new kernel is tested by the rows that run it:
+there is a check that some row does.
+"""
+
+import copy
+import functools
+import inspect
+import pkgutil
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from contextlib import contextmanager
+from importlib import import_module
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from strategies import LAYOUTS, in_layout, kink_free, normal
+
+import scratchnet as sn
+from models import MobileNetV2
+from models.mobilenetv2 import inverted_residual
+from scratchnet import kernels, layers, slabs
+from scratchnet.array import as_maps
+from scratchnet.training.optim import SGD
+
+EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+SLAB_ULPS = 64  # a kernel may add up a row in another order when it is given fewer rows
+SMOOTH = ("complex-step", "four-point", "finite-difference")
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        make: (rng, dtype) -> Module.
+        shape: of x; sizes that all differ.
+        least: the smallest H and W that the layer takes.
+        draw: (rng, shape) -> x.
+        cut: compute it in slabs as small as they get.
+        samples: how many elements of each array the gradient check takes; None takes all.
+        methods: of the gradient check; differences need a picture whose every rectifier input is away from the kinks.
+        ulps: how far float32 may be from float64, in units of 2^-23 of the largest number of an array.
+    """
+
+    name: str
+    make: Callable
+    shape: tuple
+    least: tuple = (1, 1)
+    draw: Callable = normal
+    cut: bool = False
+    samples: int | None = None
+    methods: tuple = SMOOTH
+    ulps: int = 32
+
+
+class Criterion(sn.Module):
+    """CrossEntropyLoss as a module of one argument: the labels are 0, 2, 4, … modulo the number of classes."""
+
+    def __init__(self, label_smoothing):
+        self.loss = sn.CrossEntropyLoss(label_smoothing)
+
+    def forward(self, x):
+        return self.loss(x, np.arange(len(x)) * 2 % max(1, x.shape[1]))
+
+    def backward(self, dloss):
+        return self.loss.backward(dloss)
+
+
+def conv(*args, path=None, **options):
+    """A factory of one Conv2d, on a path that is not its first choice where one is named."""
+
+    def make(rng, dtype):
+        layer = sn.Conv2d(*args, **options, dtype=dtype, rng=rng)
+        if path:
+            layer.path = path
+        return layer
+
+    return make
+
+
+def chain(*makers, container=sn.Sequential):
+    """A factory of a container: each maker is (rng, dtype) -> Module, or makes a Module without arguments."""
+
+    def make(rng, dtype):
+        return container(*(maker(rng, dtype) if inspect.isfunction(maker) else maker() for maker in makers))
+
+    return make
+
+
+def norm(channels, **options):
+    return lambda rng, dtype: sn.BatchNorm2d(channels, **options, dtype=dtype)
+
+
+def dropout(p):
+    return lambda rng, dtype: sn.Dropout(p, rng=np.random.default_rng(5))
+
+
+def linear(*args, **options):
+    return lambda rng, dtype: sn.Linear(*args, **options, dtype=dtype, rng=rng)
+
+
+def only(layer, *args, **options):
+    return lambda rng, dtype: layer(*args, **options)
+
+
+def block(ins, outs, t, stride):
+    """MobileNetV2's, the expansion always there."""
+    return lambda rng, dtype: inverted_residual(ins, outs, t, stride, True, dtype=dtype, rng=rng)
+
+
+def named(rng, dtype):
+    inner = sn.Sequential({"conv": sn.Conv2d(4, 3, 1, dtype=dtype, rng=rng), "pool": sn.GlobalAvgPool2d()})
+    return sn.Sequential({"features": inner, "flatten": sn.Flatten(), "head": sn.Linear(3, 2, dtype=dtype, rng=rng)})
+
+
+ODD = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}  # everything different along H and W
+POOL = only(sn.AvgPool2d, 2, 1, 1)
+RUN = (norm(4), sn.ReLU6, conv(4, 4, (3, 2), **ODD, groups=4, bias=False), norm(4), sn.ReLU, POOL)
+EXPAND, DEPTHWISE, PROJECT = conv(3, 6, 1, bias=False), conv(6, 6, 3, padding=1, groups=6, bias=False), conv(6, 3, 1)
+BLOCK = (EXPAND, norm(6), sn.ReLU6, DEPTHWISE, norm(6), sn.ReLU6, PROJECT)
+X = (2, 4, 5, 3)
+
+ROWS = [
+    Row("pointwise", conv(4, 3, 1), X),
+    Row("pointwise, stride", conv(4, 3, 1, stride=(2, 3), bias=False), X),
+    Row("pointwise as dense", conv(4, 3, 1, stride=2, path="dense"), X),
+    Row("pointwise as grouped", conv(4, 3, 1, stride=2, path="grouped"), X),
+    Row("dense", conv(4, 3, (3, 2), **ODD), X, least=(1, 1)),
+    Row("dense, no bias", conv(4, 3, (2, 3), bias=False), X, least=(2, 3)),
+    Row("dense, only padding is read", conv(4, 3, 1, stride=7, padding=3), X),
+    Row("dense as grouped", conv(4, 3, (3, 2), **ODD, path="grouped"), X),
+    Row("one channel", conv(1, 1, 3, padding=1), (2, 1, 5, 3)),
+    Row("grouped", conv(4, 6, (3, 2), **ODD, groups=2), X),
+    Row("grouped as dense", conv(4, 6, (3, 2), **ODD, groups=2, path="dense"), X),
+    Row("grouped 1×1", conv(4, 6, 1, groups=2), X),
+    Row("depthwise", conv(4, 4, 3, padding=1, groups=4), X),
+    Row("depthwise, odd geometry", conv(4, 4, (3, 2), **ODD, groups=4), X),
+    Row("depthwise, more than 64 pixels", conv(2, 2, 3, padding=1, groups=2, bias=False), (1, 2, 9, 8)),
+    Row("depthwise, stride, more than 64 pixels", conv(2, 2, 3, stride=2, padding=1, groups=2), (1, 2, 9, 8)),
+    Row("depthwise, two filters a channel", conv(4, 8, (3, 2), **ODD, groups=4), X),
+    Row("depthwise as grouped", conv(4, 8, (3, 2), **ODD, groups=4, path="grouped"), X),
+    Row("depthwise as dense", conv(4, 8, (3, 2), **ODD, groups=4, path="dense"), X),
+    Row("batch norm", norm(4), X),
+    Row("batch norm, one channel", norm(1, eps=0.1, momentum=0.3), (2, 1, 5, 3)),
+    Row("ReLU", only(sn.ReLU), X, draw=functools.partial(kink_free, kinks=(0.0,))),
+    Row("ReLU6", only(sn.ReLU6), X, draw=kink_free),
+    Row("ReLU6 of features", only(sn.ReLU6), (3, 7), draw=kink_free),
+    Row("average pool", only(sn.AvgPool2d, 2), X, least=(2, 2)),
+    Row("average pool, every option", only(sn.AvgPool2d, (3, 2), 2, 1, True, False), X),
+    Row("average pool, padding counts", only(sn.AvgPool2d, (2, 3), (3, 1), 1, True, True), X),
+    Row("global average pool", only(sn.GlobalAvgPool2d), X),
+    Row("flatten", only(sn.Flatten), X),
+    Row("linear", linear(7, 5), (3, 7)),
+    Row("linear, no bias", linear(7, 1, bias=False), (3, 7)),
+    Row("dropout", dropout(0.4), X),
+    Row("dropout, p = 0", dropout(0.0), X),
+    Row("cross entropy", only(Criterion, 0.0), (3, 5)),
+    Row("cross entropy, smoothed", only(Criterion, 0.1), (3, 5)),
+    Row("sequential", chain(conv(4, 2, 2, padding=1), sn.ReLU, sn.Flatten, dropout(0.3)), X),
+    Row("sequential, empty", chain(), X),
+    Row("named and nested", named, X),
+    Row("residual", chain(conv(4, 4, 3, padding=1), container=sn.Residual), X),
+    Row("residual, empty", chain(container=sn.Residual), X),
+    Row("channelwise run", chain(*RUN), X),
+    Row("channelwise run in slabs", chain(*RUN), X, cut=True),
+    Row("residual in slabs", chain(*RUN[:2], container=sn.Residual), X, cut=True),
+    Row("block with shortcut", block(2, 2, 2, 1), (2, 2, 4, 3)),
+    Row("block, stride", block(2, 3, 2, 2), (2, 2, 4, 3)),
+    Row("block in slabs", block(2, 2, 2, 1), (2, 2, 4, 3), cut=True),
+    Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),
+    Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
+]
+MODES = {"train": sn.Module.train, "eval": lambda module: module.eval(save=True)}
+
+
+class Case(NamedTuple):
+    """A row in a mode."""
+
+    row: Row
+    mode: str
+
+    def build(self, dtype=np.float64, shape=None, off_kinks=False):
+        """The module, x and dy, channel-major; the same numbers every time, to rounding to dtype."""
+        state, x, dy = _numbers(self.row, self.mode, shape or self.row.shape, off_kinks)
+        module = self.row.make(np.random.default_rng(0), dtype)
+        module.load_state_dict(state)
+        x, dy = (
+            in_layout(value.astype(dtype), "channel-major") if value.ndim else value.astype(dtype) for value in (x, dy)
+        )
+        return MODES[self.mode](module), x, dy
+
+
+@functools.cache
+def _numbers(row, mode, shape, off_kinks):
+    """A row's state, x and dy in float64; with every rectifier's input off its kinks where differences are taken."""
+    rng = np.random.default_rng(zlib.crc32(row.name.encode()))
+    module = MODES[mode](row.make(rng, np.float64))
+    for value in module.state_dict().values():
+        if value.ndim > 1:  # weights well away from 0, so that a difference's step is small beside them
+            value[...] = rng.choice([-1, 1], value.shape) * rng.uniform(0.5, 1, value.shape)
+        elif value.ndim == 1:  # around the zeros and ones that biases, scales and statistics start with
+            value += rng.uniform(-0.5, 0.5, value.shape)
+    state = copy.deepcopy(module.state_dict())
+    for _ in range(10_000):
+        x = row.draw(rng, shape)
+        y, distance = _forward_and_distance_from_kinks(copy.deepcopy(module), x)
+        if distance > (0.01 if off_kinks else 0):
+            return state, x, normal(rng, np.shape(y))
+    raise AssertionError(f"{row.name}: found no x of shape {shape} that keeps every rectifier's input off its kinks")
+
+
+def _forward_and_distance_from_kinks(module, x):
+    distances = [np.inf]
+    with pytest.MonkeyPatch.context() as patch:
+        for layer, kinks in ((sn.ReLU, (0,)), (sn.ReLU6, (0, 6))):
+
+            def forward(self, x, kinks=kinks, original=layer.forward):
+                distances.extend(np.abs(x - kink).min() for kink in kinks)
+                return original(self, x)
+
+            patch.setattr(layer, "forward", forward)
+        patch.setattr(slabs, "PARALLEL_BYTES", 1 << 40)
+        return module(x), min(distances)
+
+
+@pytest.fixture
+def case(request, monkeypatch):
+    """Row and mode; its slabs are cut small if the row says so."""
+    row, mode = request.param
+    if row.cut:
+        cut_small(monkeypatch)
+    return Case(row, mode)
+
+
+def cut_small(monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 64)
+    monkeypatch.setattr(slabs, "PARALLEL_BYTES", 1)
+
+
+def each_row(modes=tuple(MODES), rows=ROWS):
+    cases = [pytest.param((row, mode), id=f"{row.name}-{mode}") for row in rows for mode in modes]
+    return pytest.mark.parametrize("case", cases, indirect=True)
+
+
+def step(module, x, dy):
+    """Forward and backward from gradients of 0: a copy of every array that comes out or is kept, by name."""
+    module.zero_grad()
+    arrays = {"y": module(x), "dx": module.backward(dy)}
+    arrays |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
+    return {name: np.array(value) for name, value in (arrays | module.state_dict()).items()}
+
+
+def same_bits(got, want):
+    assert got.keys() == want.keys()
+    for name in want:
+        assert got[name].dtype == want[name].dtype and got[name].shape == want[name].shape, name
+        different = np.count_nonzero(got[name] != want[name])
+        assert got[name].tobytes() == want[name].tobytes(), f"{different} of {want[name].size} numbers of {name} differ"
+
+
+def close(got, want, rtol):
+    """Equal to rtol of the largest number of each array; where that is tiny, of a thousandth of the largest of all."""
+    floor = 1e-3 * max(np.abs(value).max() for value in want.values())
+    assert got.keys() == want.keys()
+    for name in want:
+        assert got[name].shape == want[name].shape, name
+        error = np.abs(got[name].astype(np.float64) - want[name]).max() / max(np.abs(want[name]).max(), floor)
+        assert error <= rtol, f"{name} is off by {error:.1e} of its largest number, allowed {rtol:.1e}"
+
+
+# Gradients ------------------------------------------------------------------------------------------------------------
+
+
+@each_row()
+def test_backward_is_the_complex_step(case):
+    sn.use_kernels(False)
+    check_gradients(case, "complex-step", 1e-12, case.row.samples)
+
+
+@each_row()
+def test_backward_by_kernels_is_the_complex_step(case):
+    check_gradients(case, "complex-step", 1e-12, case.row.samples or 10)  # and everything else by the adjoint test
+
+
+@each_row(rows=[row for row in ROWS if "four-point" in row.methods])
+def test_backward_is_the_four_point_difference(case):
+    check_gradients(case, "four-point", 1e-9, samples=10, off_kinks=True)
+
+
+@each_row(rows=[row for row in ROWS if "finite-difference" in row.methods])
+def test_backward_is_the_central_difference(case):
+    check_gradients(case, "finite-difference", 1e-7, samples=10, off_kinks=True)
+
+
+def check_gradients(case, method, rtol, samples, **options):
+    module, x, _ = case.build(**options)
+    report = sn.gradcheck(module, x, method=method, rtol=rtol, rng=np.random.default_rng(1), samples=samples)
+    assert report.worst <= rtol
+    assert [row.name for row in report.rows] == ["x", *(name for name, _ in module.named_parameters()), "adjoint test"]
+
+
+@each_row()
+def test_gradients_accumulate(case):
+    module, x, dy = case.build()
+    want = step(module, x, dy)
+    module, _, _ = case.build()
+    before = {name: normal(np.random.default_rng(2), p.grad.shape) for name, p in module.named_parameters()}
+    for name, parameter in module.named_parameters():
+        parameter.grad[...] = before[name]
+    module(x)
+    module.backward(dy)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_array_equal(parameter.grad, before[name] + want[f"gradient of {name}"], name)
+
+
+# The one-shot cache ---------------------------------------------------------------------------------------------------
+
+
+def is_chain_of_nothing(row):
+    return row.name in ("sequential, empty", "residual, empty")
+
+
+CACHING = [row for row in ROWS if not is_chain_of_nothing(row)]
+
+
+def inside(module):
+    """The module two containers down, so that a message must find the way: a.b, and on inside the module."""
+    return sn.Sequential({"a": sn.Sequential({"b": module})})
+
+
+@each_row(rows=CACHING)
+def test_a_second_backward_raises(case):
+    module, x, dy = case.build()
+    outer = inside(module)
+    with pytest.raises(RuntimeError, match=r"^a\.b(\.\w+)* \w+: nothing saved for backward \(no forward came before\)"):
+        outer.backward(dy)
+    outer(x)
+    outer.backward(dy)
+    with pytest.raises(RuntimeError, match=r"^a\.b(\.\w+)* \w+: nothing saved for backward \(no forward came before\)"):
+        outer.backward(dy)
+    outer(x)
+    outer.backward(dy)  # and a new forward serves again
+
+
+@each_row(modes=("train",), rows=CACHING)
+def test_backward_after_eval_raises(case):
+    module, x, dy = case.build()
+    outer = inside(module)
+    message = r"^a\.b(\.\w+)* \w+: nothing saved for backward \(the last forward ran in eval mode"
+    outer(x)
+    outer.eval()(x)
+    with pytest.raises(RuntimeError, match=message):
+        outer.backward(dy)
+    outer.eval(save=True)(x)
+    outer.backward(dy)
+    outer.train()(x)
+    outer.backward(dy)
+
+
+@each_row(rows=CACHING)
+def test_a_change_of_mode_or_dtype_drops_the_cache(case):
+    for change in (sn.Module.eval, sn.Module.train, lambda module: module.astype(np.float64)):
+        module, x, dy = case.build()
+        outer = inside(module)
+        outer(x)
+        change(outer)
+        with pytest.raises(RuntimeError, match=r"^a\.b(\.\w+)* \w+: nothing saved for backward"):
+            outer.backward(dy)
+
+
+# Hands off, dtype, memory ---------------------------------------------------------------------------------------------
+
+
+@each_row()
+def test_x_dy_y_and_parameters_are_left_alone(case):
+    module, x, dy = case.build(np.float32)
+    kept = {"x": x, "dy": dy, "y": module(x)} | {name: p.data for name, p in module.named_parameters()}
+    before = {name: np.array(value) for name, value in kept.items()}
+    module.backward(dy)
+    same_bits(kept, before)
+
+
+@each_row()
+def test_float32_stays_float32(case):
+    sn.set_num_threads(1)
+    module, x, dy = case.build(np.float32)
+    with no_float64():
+        arrays = step(module, x, dy)
+    assert {name: value.dtype for name, value in arrays.items() if value.dtype != np.float32} == {
+        name: np.int64 for name in arrays if name.endswith("num_batches_tracked")
+    }
+
+
+@each_row()
+def test_float32_is_float64_to_rounding(case):
+    close(step(*case.build(np.float32)), step(*case.build(np.float64)), case.row.ulps * EPS32)
+
+
+@each_row()
+def test_y_and_dx_are_channel_major(case):
+    module, x, dy = case.build()
+    for x_order in ("channel-major", "contiguous"):
+        y = module(in_layout(x, x_order))
+        dx = module.backward(dy)
+        keeps = x_order == "contiguous" and isinstance(module, sn.Dropout | sn.Sequential) and not is_computed(module)
+        assert y.ndim == 0 or keeps or slabs.as_rows_is_view(y)
+        assert slabs.as_rows_is_view(dx)
+
+
+def is_computed(module):
+    """Whether the module makes a new array at all: eval-mode dropout and an empty chain hand x on."""
+    if isinstance(module, sn.Dropout):
+        return module.training and module.p > 0
+    return len(module.named_children()) > 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_row()
+def test_every_memory_layout_gives_the_same_bits(case, layout):
+    module, x, dy = case.build()
+    x, dy = in_layout(x, layout), in_layout(dy, layout) if dy.ndim else dy
+    before = x.tobytes(), dy.tobytes()
+    got = step(module, x, dy)
+    assert before == (x.tobytes(), dy.tobytes())
+    want = step(case.build()[0], np.array(x, order="C"), np.array(dy, order="C"))
+    if case.row.cut:  # only a channel-major x is cut, see below
+        close(got, want, SLAB_ULPS * EPS64)
+    else:
+        same_bits(got, want)
+
+
+# Repeated runs, threads, slabs ----------------------------------------------------------------------------------------
+
+
+@each_row()
+def test_a_second_identical_run_gives_the_same_bits(case):
+    module, x, dy = case.build(np.float32)
+    start = copy.deepcopy(module)
+    y = module(x)
+    dx = module.backward(dy)
+    first = {"y": y, "dx": dx}
+    kept = {name: np.array(value) for name, value in first.items()}
+    step(module, -x, dy)  # buffers that kernels keep are overwritten by now, what the first run returned is not
+    same_bits(first, kept)
+    again = step(start, x, dy)
+    same_bits({name: again[name] for name in kept}, kept)
+    same_bits(again, step(*case.build(np.float32)))
+
+
+@each_row()
+def test_one_two_and_three_threads_give_the_same_bits(case, monkeypatch):
+    cut_small(monkeypatch)
+    results = []
+    for threads in (1, 2, 3):
+        sn.set_num_threads(threads)
+        module, x, dy = case.build(np.float32)
+        results.append(step(sn.Sequential(module), x, dy))
+    same_bits(results[1], results[0])
+    same_bits(results[2], results[0])
+
+
+@pytest.mark.parametrize("slab_bytes", [1, 2000])
+@each_row()
+def test_slabs_give_the_same_bits_as_the_whole(case, slab_bytes, monkeypatch):
+    sn.use_kernels(False)
+    whole, in_slabs = whole_and_in_slabs(case, slab_bytes, monkeypatch)
+    same_bits(in_slabs, whole)
+
+
+@pytest.mark.parametrize("slab_bytes", [1, 2000])
+@each_row()
+def test_slabs_give_the_same_values_as_the_whole_with_kernels(case, slab_bytes, monkeypatch):
+    whole, in_slabs = whole_and_in_slabs(case, slab_bytes, monkeypatch)
+    close(in_slabs, whole, SLAB_ULPS * EPS64)
+
+
+def whole_and_in_slabs(case, slab_bytes, monkeypatch):
+    for parallel_bytes in (1 << 40, 1):  # nothing is cut, everything is
+        monkeypatch.setattr(slabs, "SLAB_BYTES", slab_bytes)
+        monkeypatch.setattr(slabs, "PARALLEL_BYTES", parallel_bytes)
+        module, x, dy = case.build()
+        yield step(sn.Sequential(module), x, dy)
+
+
+def test_the_rows_in_slabs_are_cut(monkeypatch):
+    cut_small(monkeypatch)
+    for row in ROWS:
+        if row.cut:
+            module, x, _ = Case(row, "train").build()
+            module(x)
+            runs = [run for part in [module, *module.named_children()] for run in getattr(part, "_steps", None) or ()]
+            assert max(len(run.parts) for run in runs) > 1, row.name
+
+
+# Shapes at the edge ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "axes", [(0,), (2,), (3,), (2, 3), (0, 2), (0, 3)], ids=lambda axes: "".join("NCHW"[a] for a in axes)
+)
+@each_row(rows=[row for row in ROWS if row.samples is None])
+def test_axes_of_size_1(case, axes):
+    least = 1, 1, *case.row.least
+    shape = tuple(least[axis] if axis in axes else size for axis, size in enumerate(case.row.shape))
+    check_gradients(case, "complex-step", 1e-12, samples=2, shape=shape)
+
+
+@each_row(rows=CACHING)
+def test_an_empty_batch_is_a_clear_error(case):
+    module, x, _ = case.build()
+    with pytest.raises(
+        ValueError, match=r"^a\.b(\.\w+)* \w+: x of shape \(0, .* is empty, expected at least one picture"
+    ):
+        inside(module)(x[:0])
+
+
+# The table itself -----------------------------------------------------------------------------------------------------
+
+
+def layers_in_rows():
+    for row in ROWS:
+        yield from (module for _, module in row.make(np.random.default_rng(0), np.float64).named_modules())
+
+
+def test_every_module_of_the_library_is_in_the_table():
+    modules = {value for value in vars(sn).values() if inspect.isclass(value) and issubclass(value, sn.Module)}
+    assert modules - {sn.Module} <= {type(layer) for layer in layers_in_rows()}
+
+
+def test_every_path_of_a_convolution_is_in_the_table():
+    convolutions = [layer for layer in layers_in_rows() if isinstance(layer, sn.Conv2d)]
+    used = {(layer.paths()[0], layer.path) for layer in convolutions}
+    assert used >= {(layer.paths()[0], path) for layer in convolutions for path in layer.paths()}
+    assert {path for _, path in used} == {"pointwise", "depthwise", "grouped", "dense"}
+
+
+# Kernels --------------------------------------------------------------------------------------------------------------
+
+
+def layer_function(name):
+    """The function of this name in a layer's file: what a kernel of this name is a faster version of."""
+    files = [import_module(f"scratchnet.layers.{info.name}") for info in pkgutil.iter_modules(layers.__path__)]
+    found = [vars(file)[name] for file in files if getattr(vars(file).get(name), "__module__", None) == file.__name__]
+    assert len(found) == 1, f"{len(found)} files of scratchnet/layers define {name}"
+    return found[0]
+
+
+def test_a_kernel_has_the_name_and_parameters_of_a_layer_function():
+    for name, _, kernel in kernels.registered():
+        assert kernel.__name__ == name
+        assert inspect.signature(kernel) == inspect.signature(layer_function(name)), f"{kernel.__module__}.{name}"
+
+
+def test_every_kernel_for_the_cpu_is_run_by_a_row(monkeypatch):
+    ran = set()
+    pick = kernels.pick
+
+    def watch(function, *args):
+        ran.add(pick(function, *args))
+        return pick(function, *args)
+
+    monkeypatch.setattr(kernels, "pick", watch)
+    for row in ROWS:
+        for mode in MODES:
+            step(*Case(row, mode).build(np.float32))
+    on_cpu = [(name, kernel) for name, device, kernel in kernels.registered() if device == "cpu"]
+    missing = [f"{kernel.__module__}.{name}" for name, kernel in on_cpu if kernel not in ran]
+    assert not missing
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@each_row()
+def test_kernels_give_the_same_values_as_the_layer_files(case, dtype):
+    results = []
+    for fast in (False, True):
+        sn.use_kernels(fast)
+        results.append(step(*case.build(dtype)))
+    close(results[1], results[0], 1e-12 if dtype == np.float64 else case.row.ulps * EPS32)
+
+
+# No float64 in a float32 step -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_float64():
+    """Fail when a function of the library returns, or holds in a local variable, anything of NumPy's float64.
+
+    Python's own float is welcome: it does not widen an array.
+    """
+    found = set()
+
+    def look(frame, event, returned):
+        module = frame.f_globals.get("__name__", "")
+        if event == "return" and (module.startswith("scratchnet") or module.startswith("models")):
+            for name, value in [*frame.f_locals.items(), ("what it returns", returned)]:
+                if any(leaf.dtype in (np.float64, np.complex128) for leaf in _leaves(value)):
+                    found.add(f"{module}.{frame.f_code.co_name}: {name}")
+
+    threading.setprofile(look)
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    assert not found, f"float64 in a float32 step: {sorted(found)}"
+
+
+def _leaves(value):
+    if isinstance(value, np.ndarray | np.generic):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])
+@pytest.mark.parametrize("variant", ["cifar", "blog"])
+def test_a_training_step_of_mobilenetv2_is_float32_throughout(variant, fast):
+    sn.use_kernels(fast)
+    sn.set_num_threads(1)
+    rng = np.random.default_rng(4)
+    network = MobileNetV2(10, 0.1, variant, dropout=0.2, rng=rng)
+    criterion = sn.CrossEntropyLoss(label_smoothing=0.1)
+    optimizer = SGD(network.named_parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    x, labels = normal(rng, (3, 3, 32, 32), np.float32), np.array([1, 9, 4])
+    with no_float64():
+        loss = criterion(network(x), labels)
+        dx = network.backward(criterion.backward())
+        optimizer.step()
+    arrays = [loss, dx, *(p.grad for p in network.parameters()), *network.state_dict().values()]
+    assert {value.dtype for value in [*arrays, *optimizer.state_dict().values()]} == {np.dtype("f4"), np.dtype("i8")}
+    assert all(as_maps(value).dtype == np.float32 for value in (x, dx))

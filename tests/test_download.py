@@ -1,0 +1,250 @@
+"""Downloads, from a server in this very process: whole, resumed, refused; bounded in time; one request each."""
+
+import hashlib
+import socket
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from scratchnet.training import cifar10
+from scratchnet.training.cifar10 import ARCHIVE, DataError, find_or_download
+from scratchnet.training.download import DownloadError, fetch
+
+CONTENT = np.random.default_rng(0).bytes(1_000_000)
+SIZE, SHA256 = len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
+HALF = SIZE // 2
+
+
+class Server(ThreadingHTTPServer):
+    """Answers /name by `Answers.name`; `log` has a (name, Range header) for each request."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.log, self.over = [], threading.Event()
+
+    def url(self, name):
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.log.append((self.path[1:], self.headers.get("Range")))
+        with suppress(ConnectionError):  # the client may leave
+            getattr(self, self.path[1:])()
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, content, status=200, length=True, **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if length:
+            self.send_header("Content-Length", str(SIZE if length is True else length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def good(self):
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        if start:
+            self.answer(CONTENT[start:], 206, SIZE - start, Content_Range=f"bytes {start}-{SIZE - 1}/{SIZE}")
+        else:
+            self.without_range()
+
+    def without_range(self):
+        self.answer(CONTENT)
+
+    def without_length(self):
+        self.answer(CONTENT, length=False)
+
+    def other_range(self):
+        self.answer(CONTENT[HALF + 1 :], 206, SIZE - HALF - 1, Content_Range=f"bytes {HALF + 1}-{SIZE - 1}/{SIZE}")
+
+    def broken(self):
+        self.answer(CONTENT[:HALF])
+
+    def silent(self):
+        self.server.over.wait(30)
+
+    def slow_to_start(self):
+        self.answer(b"")
+        self.silent()
+
+    def stalled(self):
+        self.answer(CONTENT[:HALF])
+        self.silent()
+
+    def other(self):
+        self.answer(CONTENT[::-1])
+
+    def shorter(self):
+        self.answer(CONTENT[:-1], length=SIZE - 1)
+
+    def endless(self):
+        self.answer(CONTENT, length=False)
+        while not self.server.over.is_set():
+            self.wfile.write(CONTENT)
+
+    def page(self):
+        self.answer(b"<html>Sign in</html>", length=False, Content_Type="text/html; charset=utf-8")
+
+    def gone(self):
+        self.send_error(404)
+
+    def nonsense(self):
+        self.wfile.write(b"EHLO\r\n")
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+def get(server, name, target, timeout=5.0):
+    fetch(server.url(name), target, size=SIZE, sha256=SHA256, timeout=timeout, progress=False)
+
+
+@pytest.mark.parametrize("name", ["good", "without_length"])
+def test_a_whole_file_gets_its_name_and_leaves_nothing_beside_it(server, tmp_path, name):
+    target = tmp_path / "new" / "file"
+    get(server, name, target)
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_broken_download_keeps_what_came_and_the_next_one_asks_for_the_rest_only(server, tmp_path):
+    target = tmp_path / "file"
+    with pytest.raises(DownloadError, match=f"the connection broke after {HALF:,} of {SIZE:,} bytes"):
+        get(server, "broken", target)
+    assert target.with_name("file.part").read_bytes() == CONTENT[:HALF] and not target.exists()
+    get(server, "good", target)
+    assert target.read_bytes() == CONTENT
+    assert server.log == [("broken", None), ("good", f"bytes={HALF}-")]
+
+
+@pytest.mark.parametrize("kept", [CONTENT[:HALF], CONTENT + b"-"])
+def test_a_download_starts_over_where_the_server_cannot_resume_or_too_much_was_kept(server, tmp_path, kept):
+    (tmp_path / "file.part").write_bytes(kept)
+    get(server, "without_range", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_complete_part_is_only_checked(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    get(server, "good", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT and server.log == []
+
+
+def test_a_damaged_part_is_found_by_its_hash_and_the_next_download_starts_over(server, tmp_path):
+    target = tmp_path / "file"
+    target.with_name("file.part").write_bytes(b"-" + CONTENT[1:HALF])
+    with pytest.raises(DownloadError, match=f"another file: its SHA-256 is [0-9a-f]{{64}}, expected {SHA256}"):
+        get(server, "good", target)
+    assert list(tmp_path.iterdir()) == []
+    get(server, "good", target)
+    assert target.read_bytes() == CONTENT
+
+
+WRONG = {
+    "other": "another file: its SHA-256",
+    "endless": "another file: its SHA-256",
+    "shorter": f"offers {SIZE - 1} bytes, expected {SIZE}",
+    "page": "answers with a web page",
+    "gone": "404",
+    "nonsense": "EHLO",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_another_answer_than_the_file_is_refused_after_one_request_and_not_kept(server, tmp_path, name):
+    with pytest.raises(DownloadError, match=WRONG[name]) as raised:
+        get(server, name, tmp_path / "file")
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [] and len(server.log) == 1
+
+
+def test_another_range_than_asked_for_is_refused_and_the_part_is_kept(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(CONTENT[:HALF])
+    with pytest.raises(
+        DownloadError, match=f"asked to go on at byte {HALF:,}, the server answers with bytes {HALF + 1}-"
+    ):
+        get(server, "other_range", tmp_path / "file")
+    assert (tmp_path / "file.part").read_bytes() == CONTENT[:HALF]
+
+
+@pytest.mark.parametrize("name", ["silent", "slow_to_start", "stalled"])
+def test_no_wait_is_longer_than_the_timeout(server, tmp_path, name):
+    start = time.perf_counter()
+    with pytest.raises(DownloadError, match="timed out|sent nothing for 0.5 s"):
+        get(server, name, tmp_path / "file", timeout=0.5)
+    assert 0.4 < time.perf_counter() - start < 1.5
+    kept = tmp_path / "file.part"
+    assert kept.read_bytes() == CONTENT[:HALF] if name == "stalled" else not kept.exists()
+
+
+def test_a_name_lookup_that_hangs_is_abandoned_and_its_late_answer_is_ignored(server, tmp_path, monkeypatch):
+    lookup, answer, before = socket.getaddrinfo, threading.Event(), threading.active_count()
+
+    def hang(*args, **kwargs):
+        answer.wait(30)
+        return lookup(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    start = time.perf_counter()
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:\d+ sent nothing for 0.3 s"):
+        get(server, "good", tmp_path / "file", timeout=0.3)
+    assert time.perf_counter() - start < 1
+    answer.set()
+    for thread in threading.enumerate():
+        if thread.name == "download":
+            assert thread.daemon
+            thread.join(5)
+    assert threading.active_count() <= before + 1  # the server's thread for the late request may still be ending
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DownloadError, match=r"cannot write .*in_it\.part: (Not a directory|File exists)"):
+        get(server, "good", tmp_path / "file" / "in_it")
+
+
+def test_the_progress_bar_stays_off_where_there_is_no_terminal(server, tmp_path, capsys):
+    fetch(server.url("good"), tmp_path / "file", size=SIZE, sha256=SHA256)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("variable", ["SCRATCHNET_CACHE", "XDG_CACHE_HOME", "HOME", None])
+def test_the_cache_folder_is_found_filled_once_and_read_from_then_on(server, tmp_path, monkeypatch, variable):
+    for name in ("SCRATCHNET_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    below = {"SCRATCHNET_CACHE": "", "XDG_CACHE_HOME": "scratchnet", "HOME": ".cache/scratchnet", None: ""}[variable]
+    for _ in range(2):
+        folder = None if variable else tmp_path
+        place = find_or_download(folder, url=server.url("good"), size=SIZE, sha256=SHA256, progress=False)
+        assert place == tmp_path / below / ARCHIVE and place.read_bytes() == CONTENT
+    assert len(server.log) == 1
+
+
+def test_a_failed_download_of_cifar10_says_from_where_and_why(server, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=f"cannot download CIFAR-10 from {server.url('gone')}: HTTP Error 404"):
+        find_or_download(tmp_path, url=server.url("gone"))
+    asked = []
+    monkeypatch.setattr(cifar10, "fetch", lambda *args, **options: asked.append((*args, options)))
+    find_or_download(tmp_path)
+    url, target, options = asked[0]
+    assert url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" and target == tmp_path / ARCHIVE
+    assert options == {"size": 170_052_171, "sha256": cifar10.ARCHIVE_SHA256, "timeout": 10.0, "progress": True}
