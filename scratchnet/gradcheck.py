@@ -204,15 +204,15 @@ class _Probe:
         largest = max(np.abs(np.nan_to_num(gradient)).max() for gradient in once.values())  # (a + b) + a + b rounds
         self.forward()
         self.module.backward(dy)
+        for name, now, then in (("x", self.x, before[0]), ("dy", dy, before[1])):
+            if not np.array_equal(now, then, equal_nan=True):
+                raise GradientMismatch(f"{self.title}: {name} was changed in place: compute on an array of your own")
         for name, parameter in self.module.named_parameters():
             if not np.allclose(parameter.grad, 2 * once[name], rtol=0, atol=1e-12 * largest, equal_nan=True):
                 raise GradientMismatch(
                     f"{self.title}: {name}.grad is not twice as large after a second backward: "
                     "backward must add to it (`+=`) and give the same gradient for the same input"
                 )
-        for name, now, then in (("x", self.x, before[0]), ("dy", dy, before[1])):
-            if not np.array_equal(now, then, equal_nan=True):
-                raise GradientMismatch(f"{self.title}: {name} was changed in place: compute on an array of your own")
         return once
 
     def derivative(self, direction, dy, method):
@@ -301,6 +301,8 @@ def _message(title, row, claimed, numeric, bad, rtol):
 
 def _hint(claimed, numeric):
     """What the mismatch looks like: the usual culprits."""
+    if not np.isfinite([claimed, numeric]).all():
+        return "Not every element is finite: a division by 0, or an overflow?"
     if not claimed.any():
         return "It is 0 everywhere: not connected, or never added to .grad?"
     if np.allclose(claimed, -numeric, rtol=1e-6, atol=0):

@@ -13,6 +13,7 @@ parameters, gradients and buffers (`Module.slab`), with a cache of its own.
 How an activation is cut depends on its shape alone, never on the number of threads: the same bits for any thread count.
 """
 
+import contextvars
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +183,8 @@ def parallel(function, items):
         finally:
             _pool.busy = False
 
-    helpers = [_Pool.executor.submit(work) for _ in range(min(_Pool.threads, len(items)) - 1)]
+    # A copy of the context for each helper: np.errstate holds there as it does here.
+    helpers = [_Pool.executor.submit(contextvars.copy_context().run, work) for _ in range(min(_Pool.threads, len(items)) - 1)]
     work()
     for helper in helpers:
         helper.result()

@@ -34,3 +34,11 @@ def all_kernels():
     sn.use_kernels(True)
     yield
     sn.use_kernels(True)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch; the test is skipped where it is not installed."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # on pictures this small a second thread only waits
+    return torch

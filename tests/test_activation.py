@@ -83,8 +83,7 @@ def test_is_the_reference(name, rng, shape, x_layout, dy_layout, integers):
 @EVERY_DTYPE
 @EVERY_RECTIFIER
 @given(rng=rngs(), shape=ANY_SHAPE)
-def test_is_pytorchs(name, dtype, rng, shape):
-    torch = pytest.importorskip("torch")
+def test_is_pytorchs(torch, name, dtype, rng, shape):
     x = rng.integers(-3, 10, shape).astype(dtype) + rng.choice([0, 0.5], shape).astype(dtype)
     x[rng.random(shape) < 0.1] = np.nan
     dy = normal(rng, shape, dtype)

@@ -97,6 +97,18 @@ def test_a_kill_after_any_call_leaves_a_whole_checkpoint(tmp_path, links, state)
         assert sorted(os.listdir(folder)) == ["last.npz", "last.previous.npz"]
 
 
+def test_a_leftover_of_a_process_with_our_own_pid_is_no_hindrance(tmp_path):
+    for number in (1, 2):
+        save_rotating(tmp_path, *numbered(number))
+    # In a container the pid is often the same after a restart.
+    (tmp_path / f"last.npz.tmp.{os.getpid()}").write_bytes(b"half")
+    os.link(tmp_path / "last.npz", tmp_path / f"last.previous.npz.tmp.{os.getpid()}")
+    save_rotating(tmp_path, *numbered(3))
+    assert number_of(load_latest(tmp_path, pytest.fail)) == 3
+    assert load(tmp_path / "last.previous.npz")[1]["number"] == 2
+    assert sorted(os.listdir(tmp_path)) == ["last.npz", "last.previous.npz"]
+
+
 CALLS = [("fsync", 1), ("fsync", 2), ("replace", 1), ("replace", 2), ("write", 1), ("open", 1)]
 
 
@@ -134,6 +146,15 @@ def test_a_call_that_fails_leaves_whole_checkpoints_and_no_temporary_file(tmp_pa
     assert number_of(load_latest(tmp_path, pytest.fail)) == (3 if done else 2)
     assert load(tmp_path / "last.previous.npz")[1]["number"] == (2 if (name, nth) == ("fsync", 2) else 1)
     assert sorted(os.listdir(tmp_path)) == ["last.npz", "last.previous.npz"]
+
+
+def test_an_error_of_the_writer_keeps_its_words_and_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="^the encoder gave up$"), atomic.atomic_file(path) as file:
+        file.write(b"new")
+        raise OSError("the encoder gave up")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):

@@ -157,14 +157,18 @@ def test_a_restored_generator_goes_on_with_the_same_draws(kind):
 
 
 def test_a_state_that_is_none_is_refused_and_the_generator_stays_as_it_is():
-    rng = np.random.default_rng(0)
-    state = checkpoint.generator_state(rng)
-    other = checkpoint.generator_state(np.random.Generator(np.random.MT19937(0)))
-    cut = state | {"uinteger": 2**32 + 5}  # NumPy keeps the lower 32 bits of it
-    for bad in (other, {}, [], None, "PCG64", state | {"state": {}}, state | {"state": {"state": "x", "inc": 1}}, cut):
+    pcg, twister = np.random.Generator(np.random.PCG64(0)), np.random.Generator(np.random.MT19937(0))
+    state, other = checkpoint.generator_state(pcg), checkpoint.generator_state(twister)
+    too_large = state | {"uinteger": 2**32 + 5}
+    for bad in (other, {}, [], None, "PCG64", state | {"state": {"state": "x", "inc": 1}}, too_large):
         with pytest.raises(CheckpointError, match="generator state: expected the state of a PCG64, got"):
-            checkpoint.restore_generator(rng, bad)
-        assert checkpoint.generator_state(rng) == state
+            checkpoint.restore_generator(pcg, bad)
+        assert checkpoint.generator_state(pcg) == state
+    fractions = other | {"state": {"key": [1.5] * 624, "pos": 3}}  # NumPy takes it and cuts them off
+    for bad in (state, fractions, other | {"state": {"key": [1], "pos": 3}}):
+        with pytest.raises(CheckpointError, match="generator state: expected the state of a MT19937, got"):
+            checkpoint.restore_generator(twister, bad)
+        assert checkpoint.generator_state(twister) == other
 
 
 def command(*arguments):

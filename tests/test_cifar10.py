@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import re
 import tarfile
 import time
 import tracemalloc
@@ -105,13 +104,14 @@ def test_the_fingerprint_changes_with_any_pixel_or_label_and_with_nothing_else()
     reshaped = images.reshape(4, 3, 16, 64)
     changed = [dataset._replace(images=pixel), dataset._replace(labels=label), dataset._replace(images=reshaped)]
     assert len({fingerprint(d) for d in [dataset, *changed]}) == 4
-    assert re.fullmatch("[0-9a-f]{64}", fingerprint(dataset))
 
 
-@pytest.mark.parametrize("change", [-1, 1, -SIZE])
-def test_a_file_of_another_size_is_refused_by_name_and_both_sizes(tmp_path, change):
-    write_files(tmp_path, {**FAKE, FILES[2]: (FAKE[FILES[2]] + b"-")[: SIZE + change]})
-    with pytest.raises(DataError, match=rf"{FILES[2]} has {SIZE + change:,} bytes; expected exactly {SIZE:,}"):
+@pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1, 10 << 30])
+def test_a_file_of_another_size_is_refused_unread_by_name_and_both_sizes(tmp_path, monkeypatch, size):
+    write_files(tmp_path, FAKE)
+    os.truncate(tmp_path / FILES[0], size)  # beyond its end: sparse zeros
+    monkeypatch.setattr(cifar10.Path, "read_bytes", None)
+    with pytest.raises(DataError, match=rf"{FILES[0]} has {size:,} bytes; expected exactly {SIZE:,}"):
         load(tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_an_archive_that_lies_is_refused_quickly_and_writes_nothing(tmp_path, mo
     (tmp_path / "in").mkdir()
     start = time.perf_counter()
     tracemalloc.start()
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=rf"^\S+{ARCHIVE} {message}|^{FOLDER}/{FILES[0]} in .*{ARCHIVE} {message}"):
         load_tar(tmp_path / "in", tar_of(rest, extra=extra))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

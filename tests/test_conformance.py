@@ -8,6 +8,7 @@ import copy
 import functools
 import inspect
 import pkgutil
+import re
 import sys
 import threading
 import zlib
@@ -64,7 +65,8 @@ class Criterion(sn.Module):
         self.loss = sn.CrossEntropyLoss(label_smoothing)
 
     def forward(self, x):
-        return self.loss(x, np.arange(len(x)) * 2 % max(1, x.shape[1]))
+        n, classes = getattr(x, "shape", (1, 1))
+        return self.loss(x, np.arange(n) * 2 % classes)
 
     def backward(self, dloss):
         return self.loss.backward(dloss)
@@ -169,7 +171,7 @@ ROWS = [
     Row("channelwise run in slabs", chain(*RUN), X, cut=True),
     Row("residual in slabs", chain(*RUN[:2], container=sn.Residual), X, cut=True),
     Row("block with shortcut", block(2, 2, 2, 1), (2, 2, 4, 3)),
-    Row("block, stride", block(2, 3, 2, 2), (2, 2, 4, 3)),
+    Row("block, stride", block(2, 3, 2, 2), (2, 2, 6, 3)),
     Row("block in slabs", block(2, 2, 2, 1), (2, 2, 4, 3), cut=True),
     Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),
     Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
@@ -516,6 +518,28 @@ def test_an_empty_batch_is_a_clear_error(case):
         ValueError, match=r"^a\.b(\.\w+)* \w+: x of shape \(0, .* is empty, expected at least one picture"
     ):
         inside(module)(x[:0])
+
+
+@each_row(modes=("train",), rows=[row for row in ROWS if row.make(np.random.default_rng(0), np.float64).parameters()])
+def test_another_number_of_channels_is_a_clear_error(case, monkeypatch):
+    cut_small(monkeypatch)
+    module, x, _ = case.build()
+    channels = x.shape[1]
+    for wrong in (channels - 1, channels + 1, 2 * channels):
+        x = in_layout(np.ones((len(x), wrong, *x.shape[2:])), "channel-major")
+        what = "channels" if x.ndim == 4 else "features"
+        message = rf"^a\.b(\.\w+)* \w+: expected {channels} input {what}, got x of shape {re.escape(str(x.shape))}$"
+        if x.size:
+            with pytest.raises(ValueError, match=message):
+                inside(module)(x)
+
+
+@each_row(modes=("train",), rows=CACHING)
+def test_what_is_no_floating_point_array_is_a_clear_error(case):
+    module, x, _ = case.build()
+    for wrong, what in ((x.tolist(), "list"), (None, "NoneType"), (x.astype(int), "int64"), (1.0, "float")):
+        with pytest.raises(TypeError, match=rf"^a\.b(\.\w+)* \w+: expected .*, got {what}"):
+            inside(module)(wrong)
 
 
 # The table itself -----------------------------------------------------------------------------------------------------

@@ -52,8 +52,7 @@ def test_linear_is_the_reference(rng, sizes, has_bias, x_layout, dy_layout):
 
 
 @given(rngs(), SIZES, BIAS)
-def test_linear_is_pytorchs(rng, sizes, has_bias):
-    torch = pytest.importorskip("torch")
+def test_linear_is_pytorchs(torch, rng, sizes, has_bias):
     x, weight, bias, dy = drawn(rng, sizes)
     ours = layer_for(weight, bias if has_bias else None)
     theirs = torch.nn.Linear(*weight.shape[::-1], bias=has_bias).double()

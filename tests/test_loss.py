@@ -60,8 +60,7 @@ def test_is_the_reference(batch, layout):
 
 
 @given(batches(least=1), st.sampled_from([np.int64, np.int32, np.uint8]))
-def test_is_pytorchs(batch, integers):
-    torch = pytest.importorskip("torch")
+def test_is_pytorchs(torch, batch, integers):
     logits = torch.from_numpy(batch.logits.copy()).requires_grad_()
     want = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels), label_smoothing=batch.smoothing)
     want.backward()
@@ -76,7 +75,8 @@ def test_backward_is_the_derivative(method, batch):
     def forward(logits):
         return cross_entropy_forward(logits, batch.labels, batch.smoothing)
 
-    sn.gradcheck((forward, cross_entropy_backward), batch.logits, method=method, rng=batch.rng)
+    logits = np.tanh(batch.logits)  # a class that is all but certain has a gradient that is rounding: p - 1
+    sn.gradcheck((forward, cross_entropy_backward), logits, method=method, rng=batch.rng)
 
 
 # Properties -----------------------------------------------------------------------------------------------------------

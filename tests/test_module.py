@@ -102,8 +102,7 @@ def test_state_dict_gives_the_arrays_themselves():
     assert all(now is then for now, then in zip(net.state_dict().values(), state.values(), strict=True))
 
 
-def test_order_and_names_are_pytorchs():
-    torch = pytest.importorskip("torch")
+def test_order_and_names_are_pytorchs(torch):
     nn = torch.nn
     theirs = nn.Sequential()
     theirs.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6())

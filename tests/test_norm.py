@@ -101,8 +101,7 @@ def test_frozen_is_the_reference(run, rng, shape, eps, x_layout, dy_layout):
 
 
 @given(rngs(), BATCHES, EPS, st.floats(0, 1), st.booleans())
-def test_layer_is_pytorchs(rng, shape, eps, momentum, training):
-    torch = pytest.importorskip("torch")
+def test_layer_is_pytorchs(torch, rng, shape, eps, momentum, training):
     ours = sn.BatchNorm2d(shape[1], eps, momentum, dtype=np.float64)
     for name, value in ours.state_dict().items():
         if name != "num_batches_tracked":

@@ -257,10 +257,11 @@ def test_avg_pool2d_backward_where_windows_overlap():
 
 
 def test_global_avg_pool2d_by_hand():
-    x = np.arange(24).reshape(1, 4, 2, 3)  # channel c holds 6c ... 6c + 5
-    same(reference.global_avg_pool2d_forward(x), [[[[2.5]], [[8.5]], [[14.5]], [[20.5]]]])
-    dy = np.array([6, 12, 18, 24]).reshape(1, 4, 1, 1)
-    same(reference.global_avg_pool2d_backward(dy, x), [[[[k] * 3] * 2 for k in (1, 2, 3, 4)]])
+    x = np.arange(24).reshape(2, 4, 1, 3)  # picture n, channel c: 3k, 3k + 1, 3k + 2 with k = 4n + c
+    same(reference.global_avg_pool2d_forward(x), [[[[1]], [[4]], [[7]], [[10]]], [[[13]], [[16]], [[19]], [[22]]]])
+    dy = np.arange(0, 24, 3).reshape(2, 4, 1, 1)
+    want = [[[[0] * 3], [[1] * 3], [[2] * 3], [[3] * 3]], [[[4] * 3], [[5] * 3], [[6] * 3], [[7] * 3]]]
+    same(reference.global_avg_pool2d_backward(dy, x), want)
 
 
 def test_linear_by_hand():

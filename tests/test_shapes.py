@@ -150,9 +150,9 @@ def test_noise_and_light_stay_within_their_bounds(monkeypatch):
 
 
 def test_the_whole_set_takes_less_than_5_seconds_and_little_memory():
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: other programs on the machine do not count
     draw_shapes()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     tracemalloc.start()
     draw_shapes()
     _, peak = tracemalloc.get_traced_memory()

@@ -33,8 +33,8 @@ from scratchnet.layers.windows import output_size, pair, taps
 from scratchnet.module import Module, Parameter
 
 
-def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):
-    """Convolve (CONV.1).
+def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  # (CONV.1)
+    """Convolve, one sum of products for every output pixel.
 
     Args:
         x: (N, C, H, W).

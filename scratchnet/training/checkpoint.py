@@ -140,7 +140,7 @@ def restore_generator(rng: np.random.Generator, state: dict[str, Any]) -> None:
     before = rng.bit_generator.state
     with contextlib.suppress(Exception):  # of many types: NumPy looks into the state as it comes
         rng.bit_generator.state = state
-    if generator_state(rng) != state:  # refused above, or taken with a change (a number cut to 32 bits)
+    if generator_state(rng) != state:  # refused above, or taken with a change (fractions cut off)
         rng.bit_generator.state = before
         wanted = type(rng.bit_generator).__name__
         raise CheckpointError(f"generator state: expected the state of a {wanted}, got {str(state)[:60]}")

@@ -17,7 +17,7 @@ class FolderError(OSError):
 
 
 class RunFolder:
-    """A folder that this process alone writes to, until it ends.
+    """A folder that this process alone writes to: `with RunFolder(path, keep) as folder: …`.
 
     Args:
         path: made where it is not there.
@@ -33,21 +33,36 @@ class RunFolder:
 
     def __init__(self, path, keep):
         self.path = Path(path)
-        self.moved = None
+        self.keep, self.moved = keep, None
+        self._file = None
+
+    def __enter__(self):
         try:
             self._lock()
-            if not keep and any((self.path / name).exists() for name in TRACES):
+            if not self.keep and any((self.path / name).exists() for name in TRACES):
                 self.moved = self._move_aside()
                 self._lock()
         except FolderError:
+            self._unlock()
             raise
         except OSError as error:
+            self._unlock()
             raise FolderError(f"the output folder {self.path} cannot be used: {error.strerror or error}") from error
+        return self
+
+    def __exit__(self, *_):
+        self._unlock()
+
+    def _unlock(self):
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _lock(self):
-        """Take the lock that ends with the process, however it ends: no stale lock stays behind."""
+        """Take the lock, which ends with the process at the latest, however it ends: no stale lock stays behind."""
+        self._unlock()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path / LOCK, "a+")  # noqa: SIM115 (open for as long as the process lives)
+        self._file = open(self.path / LOCK, "a+")
         if fcntl is None:
             return
         try:

@@ -139,7 +139,7 @@ def _draw(count: int, rng: np.random.Generator) -> Dataset:
 
 
 def _paint(labels, rng):
-    """One chunk of pictures by (SHAPES.1): labels (B,) -> (B, 3, 32, 32) uint8."""
+    """One chunk of pictures: labels (B,) -> (B, 3, 32, 32) uint8."""
     coverage = _cover(labels, rng)[:, None]  # (B, 32, 32) -> (B, 1, 32, 32)
     b = len(labels)
     background = rng.random((b, 3, 1, 1), np.float32)
@@ -147,7 +147,7 @@ def _paint(labels, rng):
     # foreground as evenly spread over all colours as the background.
     step = CONTRAST + (1 - 2 * CONTRAST) * rng.random((b, 3, 1, 1), np.float32)
     foreground = (background + step) % 1
-    picture = background + coverage * (foreground - background)
+    picture = background + coverage * (foreground - background)  # (SHAPES.1), then its light and its noise
 
     along, _ = _rotated_grid(2 * np.pi * rng.random(b))
     slope = LIGHT / (SIDE / 2) * rng.random((b, 1, 1), np.float32)

@@ -99,7 +99,7 @@ class Trainer:
             Diverged: the loss is not finite; the last checkpoint is untouched.
             Interrupted: SIGINT or SIGTERM came, and a checkpoint was written at the end of the step.
         """
-        with self._signals():
+        with self._signals(), np.errstate(over="ignore", invalid="ignore"):  # `_look` reports what comes of it
             while self.epoch < self.epochs:
                 self._train_epoch()
                 self._close_epoch()
@@ -213,8 +213,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def count_parameters(model):
-    """How many numbers training changes."""
-    return sum(int(np.prod(parameter.data.shape)) for parameter in model.parameters())

@@ -1,0 +1,257 @@
+"""The program, as a user runs it: on a few drawn pictures and a very narrow network."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train_cifar
+from scratchnet.training import checkpoint, cifar10, flags, shapes, trainer
+
+ROOT = Path(train_cifar.__file__).parent
+SMALL = ["--sample", "--width", "0.1", "--batch-size", "25", "--epochs", "2", "--lr", "0.02", "--threads", "1"]
+
+# A child process that draws 120 + 40 pictures, and dies or gets a signal after the given number of steps.
+CHILD = """
+import os, signal, sys
+import train_cifar
+from scratchnet.training import shapes, trainer
+small = lambda seed: shapes.draw_shapes(120, 40, seed)
+train_cifar.draw_shapes = small
+stop_after, number, step, done = int(sys.argv[1]), int(sys.argv[2]), trainer.train_step, 0
+def counted(*args):
+    global done
+    result = step(*args)
+    done += 1
+    if done == stop_after:
+        os.kill(os.getpid(), number)
+    return result
+trainer.train_step = counted
+sys.exit(train_cifar.main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(train_cifar, "draw_shapes", lambda seed: shapes.draw_shapes(120, 40, seed))
+
+
+def run(*flags):
+    return train_cifar.main([*SMALL, *map(str, flags)])
+
+
+def child(stop_after, number, *flags):
+    command = [sys.executable, "-c", CHILD, str(stop_after), str(int(number)), *SMALL, *map(str, flags)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
+
+
+def content(folder):
+    """What must be equal after a resume: every array, every generator, and the log rows but for their times."""
+    arrays, header = checkpoint.load(folder / "last.npz")
+    with open(folder / "metrics.csv") as file:
+        rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+    kept = {key: header[key] for key in ("epoch", "batch", "best", "loss", "accuracy", "generator", "config")}
+    return {key: value.tobytes() for key, value in arrays.items()}, kept, rows
+
+
+def test_a_run_writes_what_it_promises_and_names_its_data(few_pictures, tmp_path, capsys):
+    assert run("--out", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(r"Test accuracy: [01]\.\d{4}", out.splitlines()[-1])
+    assert "drawn shapes" in out.splitlines()[0]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", out), "control characters in a log"
+    assert (tmp_path / "log.txt").read_text() == out
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["name"] == "drawn shapes"
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["data"]["name"] == "drawn shapes" and f"{result['test_accuracy']:.4f}" in out.splitlines()[-1]
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert list(rows[0]) == "epoch train_loss train_acc val_loss val_acc lr seconds images_per_second".split()
+    assert {"last.npz", "best.npz"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_header_says_network_and_machine(few_pictures, tmp_path, capsys):
+    run("--out", tmp_path, "--epochs", "1")
+    header = capsys.readouterr().out
+    for part in ("108 train + 12 validation + 40 test", "parameters", "million multiply-adds", "cpu, 1 threads", "seed 0"):
+        assert part in header
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The content of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert child(0, 0, "--out", folder, "--checkpoint-every", 2).returncode == 0
+    return content(folder)
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 7])
+def test_a_killed_run_resumes_to_the_same_bits(stop_after, whole, tmp_path):
+    broken = tmp_path / "broken"
+    assert child(stop_after, signal.SIGKILL, "--out", broken, "--checkpoint-every", 2).returncode == -signal.SIGKILL
+    resumed = child(0, 0, "--out", broken, "--checkpoint-every", 2, "--resume")
+    assert resumed.returncode == 0 and "resuming" in resumed.stdout
+    assert content(broken) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_the_end_of_the_step(number, whole, tmp_path):
+    broken = tmp_path / "broken"
+    stopped = child(3, number, "--out", broken)
+    assert stopped.returncode == 128 + number
+    assert checkpoint.load(broken / "last.npz")[1]["batch"] == 3
+    child(0, 0, "--out", broken, "--resume")
+    assert content(broken) == whole
+
+
+def test_two_runs_of_one_seed_are_bit_identical_and_of_two_seeds_are_not(few_pictures, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("--out", tmp_path / name, "--seed", seed, "--epochs", 1)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert content(tmp_path / "a")[0] != content(tmp_path / "c")[0]
+
+
+def test_eval_repeats_the_test_accuracy(few_pictures, tmp_path, capsys):
+    run("--out", tmp_path)
+    trained = capsys.readouterr().out.splitlines()[-2:]
+    assert train_cifar.main(["--eval", str(tmp_path / "best.npz")]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == trained
+
+
+def test_a_new_run_moves_the_earlier_one_aside(few_pictures, tmp_path, capsys):
+    out = tmp_path / "run"
+    run("--out", out, "--epochs", 1, "--seed", 1)
+    before = content(out)
+    run("--out", out, "--epochs", 1, "--seed", 2)
+    assert f"moved to {out}.1" in capsys.readouterr().out
+    assert content(tmp_path / "run.1") == before
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(few_pictures, tmp_path, capsys):
+    assert run("--out", tmp_path, "--epochs", 1, "--resume") == 0
+    assert "nothing to resume" in capsys.readouterr().out
+
+
+def test_no_download_is_said_loudly_and_the_sample_is_drawn(few_pictures, tmp_path, capsys, monkeypatch):
+    def no_network():
+        raise cifar10.DataError("cannot download CIFAR-10: no route to host")
+
+    monkeypatch.setattr(cifar10, "find_or_download", no_network)
+    assert train_cifar.main([*SMALL[1:], "--epochs", "1", "--out", str(tmp_path)]) == 0
+    loud = capsys.readouterr().out.splitlines()[0]
+    assert "NO CIFAR-10" in loud and "no route to host" in loud and "DRAWN SHAPES" in loud
+
+
+def test_a_diverging_run_stops_with_one_line_and_exit_code_1(few_pictures, tmp_path, capsys):
+    assert run("--out", tmp_path, "--lr", "1e30", "--schedule", "constant") == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "the loss is" in last and "lower --lr" in last
+
+
+BAD = {
+    "no epochs": (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+    "negative seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
+    "no data": (["--data", "/nowhere/at/all"], "--data and --sample exclude each other"),
+    "batch too large": (["--batch-size", "1000"], "batch_size must be at most 108"),
+    "negative rate": (["--lr", "-1"], "lr must be at least 0 and finite, got -1.0"),
+    "width 0": (["--width", "0"], "width_mult must be positive"),
+    "momentum 2": (["--momentum", "2"], r"momentum must be in \[0, 1\), got 2"),
+    "smoothing 2": (["--label-smoothing", "2"], r"label_smoothing must be in \[0, 1\], got 2"),
+    "no GPU": (["--device", "cuda"], "device 'cuda' needs"),
+    "no checkpoint": (["--eval", "/nowhere.npz"], "/nowhere.npz cannot be read"),
+    "out is a file": (["--out", str(ROOT / "README.md")], "README.md cannot be used"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(case, few_pictures, tmp_path, capsys):
+    flags, message = BAD[case]
+    out = [] if "--out" in flags else ["--out", tmp_path / "run"]
+    if case == "no GPU" and train_cifar.resolve_device("auto") == "cuda":
+        pytest.skip("there is a GPU")
+    assert run(*out, *flags) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--variant", "resnet"], ["--epochs", "many"], ["--epo", "3"]])
+def test_unknown_flags_exit_with_code_2(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_cifar.main(flags)
+    assert stop.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_missing_and_damaged_data_are_one_sentence(tmp_path, capsys):
+    assert train_cifar.main(["--data", str(tmp_path / "nothing")]) == 2
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
+    (tmp_path / "data_batch_1.bin").write_bytes(b"too short")
+    assert train_cifar.main(["--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error and error.count("\n") == 1
+
+
+def test_resume_refuses_another_run_and_names_the_difference(few_pictures, tmp_path, capsys):
+    run("--out", tmp_path, "--epochs", 1)
+    before = content(tmp_path)
+    assert run("--out", tmp_path, "--epochs", 1, "--resume", "--width", "0.2") == 2
+    assert "width was 0.1, now 0.2" in capsys.readouterr().err
+    assert content(tmp_path) == before, "nothing is lost"
+
+
+def test_resume_refuses_a_checkpoint_of_another_network(few_pictures, tmp_path, capsys):
+    run("--out", tmp_path, "--epochs", 1)
+    arrays, header = checkpoint.load(tmp_path / "last.npz")
+    arrays["model/features.0.0.weight"] = np.zeros((3, 3), np.float32)
+    checkpoint.save(tmp_path / "last.npz", arrays, header)
+    assert run("--out", tmp_path, "--epochs", 1, "--resume") == 2
+    assert "features.0.0.weight" in capsys.readouterr().err
+
+
+def test_a_second_run_on_the_same_folder_is_refused(few_pictures, tmp_path, capsys):
+    with train_cifar.RunFolder(tmp_path, keep=False):
+        assert run("--out", tmp_path) == 2
+    assert f"another run (process {os.getpid()}) is writing to {tmp_path}" in capsys.readouterr().err
+
+
+def test_help_is_grouped_and_says_each_default(capsys):
+    with pytest.raises(SystemExit):
+        train_cifar.main(["--help"])
+    text = capsys.readouterr().out
+    for part in ("data:", "network:", "training:", "machine:", "output:", "--checkpoint-every", "(default: cifar)"):
+        assert part in text
+
+
+def test_presets_are_defaults_that_flags_win_over():
+    blog = flags.parse(["--preset", "blog", "--epochs", "3"], "")
+    assert (blog.variant, blog.image_size, blog.optimizer, blog.lr, blog.batch_size) == ("blog", 96, "adam", 0.01, 256)
+    assert blog.epochs == 3
+    assert flags.parse([], "").variant == "cifar"
+
+
+def test_train_step_is_short_and_is_what_readme_shows():
+    source = (ROOT / "scratchnet" / "training" / "trainer.py").read_text()
+    step = re.search(r"def train_step.*?return loss, logits\n", source, re.S).group()
+    assert step in (ROOT / "README.md").read_text()
+    assert len(step.splitlines()) <= 10
+    assert trainer.train_step.__name__ == "train_step"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python train_cifar.py",
+        'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest',
+    ],
+)
+def test_readme_shows_each_command_in_a_block_of_its_own(command):
+    assert f"```\n{command}\n```\n" in (ROOT / "README.md").read_text()

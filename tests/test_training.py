@@ -1,0 +1,81 @@
+"""Whole training steps: a golden run, a network that must learn, and float32 that stays float32."""
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from models import MobileNetV2
+from scratchnet.training.trainer import train_step
+
+# The first five losses of this very run, in float64. Any change of a forward, a backward, an initial weight or an update
+# rule shows here. Another BLAS may round otherwise, and five steps make 1e-16 no more than 1e-11.
+GOLDEN = [2.379598173181883, 2.372406501045384, 3.452648444838142, 2.5850375480645638, 3.0227325889304755]
+
+
+def setup(dtype, classes=10, n=12, lr=0.05, dropout=0.2):
+    rng = np.random.default_rng(7)
+    model = MobileNetV2(classes, 0.25, "cifar", dropout, dtype=dtype, rng=rng)
+    optimizer = sn.SGD(model.named_parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    x = rng.standard_normal((n, 3, 16, 16)).astype(dtype)
+    return model, sn.CrossEntropyLoss(label_smoothing=0.1), optimizer, x, rng.integers(0, classes, n)
+
+
+def test_golden_run():
+    run = setup(np.float64)
+    losses = [float(train_step(*run)[0]) for _ in range(5)]
+    np.testing.assert_allclose(losses, GOLDEN, rtol=1e-9)
+
+
+def test_a_small_mobilenet_learns_16_pictures_by_heart():
+    model, criterion, optimizer, x, labels = setup(np.float32, n=16, dropout=0.0)
+    for _ in range(60):
+        _, logits = train_step(model, criterion, optimizer, x, labels)
+    assert (logits.argmax(axis=1) == labels).all()
+
+
+@pytest.mark.parametrize("optimizer", [sn.SGD, sn.Adam, sn.AdamW])
+def test_a_float32_step_makes_no_float64(optimizer):
+    model, criterion, _, x, labels = setup(np.float32)
+    update = optimizer(model.named_parameters(), 0.01)
+    loss, logits = train_step(model, criterion, update, x, labels)
+    assert loss.dtype == logits.dtype == np.float32
+    for name, value in {**model.state_dict(), **update.state_dict()}.items():
+        assert value.dtype in (np.float32, np.int64), name
+    assert all(parameter.grad.dtype == np.float32 for parameter in model.parameters())
+
+
+def test_a_float32_step_is_the_float64_step_rounded():
+    """Bound: 1e-4 of each gradient's largest entry, or of 1 % of the largest anywhere, for gradients that are truly 0."""
+    single, double = setup(np.float32), setup(np.float64)
+    for model, criterion, _, x, labels in (single, double):
+        criterion(model(x), labels)
+        model.backward(criterion.backward())
+    floor = 0.01 * max(np.abs(parameter.grad).max() for parameter in double[0].parameters())
+    for (name, a), (_, b) in zip(single[0].named_parameters(), double[0].named_parameters(), strict=True):
+        largest = max(np.abs(b.grad).max(), floor)
+        assert np.abs(a.grad - b.grad).max() <= 1e-4 * largest, name
+
+
+def test_two_runs_are_bit_identical():
+    results = []
+    for _ in range(2):
+        run = setup(np.float32)
+        losses = [float(train_step(*run)[0]) for _ in range(3)]
+        results.append((losses, [parameter.data.tobytes() for parameter in run[0].parameters()]))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "width", "classes", "count"),
+    [("blog", 0.5, 10, 587_082), ("cifar", 0.5, 10, 700_490), ("cifar", 1.0, 10, 2_236_682), ("imagenet", 1.0, 1000, 3_504_872)],
+)
+def test_parameter_counts(variant, width, classes, count):
+    model = MobileNetV2(classes, width, variant, rng=np.random.default_rng(0))
+    assert sum(parameter.data.size for parameter in model.parameters()) == count
+
+
+def test_models_refuse_what_they_cannot_build():
+    with pytest.raises(ValueError, match="variant must be one of imagenet, cifar, blog, got 'resnet'"):
+        MobileNetV2(variant="resnet")
+    with pytest.raises(ValueError, match="must be positive, got 10 and 0"):
+        MobileNetV2(width_mult=0)
