@@ -64,9 +64,16 @@ def train(args, data, test, source, device, console):
     arrays, header = load(args.out / BEST)
     trainer.model.load_state_dict(parameters_of(arrays))
     loss, accuracy = evaluate(trainer.model, sn.CrossEntropyLoss(), make_batches(args, test, shuffle=False), device)
-    result = {"data": trainer.config["data"], "best_epoch": header["epoch"], "test_loss": loss, "test_accuracy": accuracy}
+    result = {
+        "data": trainer.config["data"],
+        "best_epoch": header["epoch"],
+        "test_loss": loss,
+        "test_accuracy": accuracy,
+    }
     (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    console.say(f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, the best by validation")
+    console.say(
+        f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, the best by validation"
+    )
     say_result(console, loss, accuracy)
     return 0
 
@@ -171,7 +178,9 @@ def make_optimizer(args, model):
     parameters = list(model.named_parameters())
     if args.optimizer == "sgd":
         return optim.SGD(parameters, args.lr, args.momentum, args.momentum > 0, args.weight_decay)
-    return {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer](parameters, args.lr, weight_decay=args.weight_decay)
+    return {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer](
+        parameters, args.lr, weight_decay=args.weight_decay
+    )
 
 
 def make_schedule(args, total):

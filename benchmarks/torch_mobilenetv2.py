@@ -32,7 +32,7 @@ class InvertedResidual(nn.Module):
 
 
 def make_divisible(v, divisor=8):
-    """torchvision's rounding of channel counts."""
+    """Torchvision's rounding of channel counts."""
     new = max(divisor, int(v + divisor / 2) // divisor * divisor)
     return new + divisor if new < 0.9 * v else new
 

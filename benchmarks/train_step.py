@@ -1,10 +1,11 @@
-"""One training step (forward, loss, backward, SGD) against PyTorch's eager mode on the same cores, in both its memory formats.
+"""One training step (forward, loss, backward, SGD) against PyTorch's eager mode on the same cores.
 
     python benchmarks/train_step.py [--rounds 3] [--threads 2] [--case blog-32 …] [--json FILE]     (extra `bench`)
 
-Every engine runs in a child process of its own, one after another, several rounds; a round's ratio is PyTorch's better
-time over ours in that round, and the median of the rounds is reported, so that what else the machine does falls on both.
-Peak memory is the child's largest resident set, less what it held before the first step. Times are the median step.
+Every engine runs in a child process of its own, one after another, several rounds, PyTorch in both its memory
+formats; a round's ratio is PyTorch's better time over ours in that round, and the median of the rounds is reported,
+so that what else the machine does falls on both. Peak memory is the child's largest resident set, less what it held
+before the first step. Times are the median step.
 """
 
 import argparse
@@ -28,6 +29,7 @@ CASES = {  # name: (variant, width, picture size, batch)
 }
 ENGINES = ("scratchnet", "torch-nchw", "torch-channels-last")
 SECONDS = 4.0  # each child measures for about so long
+TIMEOUT = 60.0  # seconds; a child that takes longer has failed
 LR, MOMENTUM = 0.05, 0.9
 
 
@@ -100,10 +102,13 @@ def child(engine, case, threads):
 
 
 def measure(engine, case, threads):
-    """Run a child; None where it crashes (PyTorch's channels_last does in some geometries)."""
+    """Run a child; None where it crashes or does not end (PyTorch's channels_last does both in some geometries)."""
     command = [sys.executable, __file__, "--child", engine, "--case", case, "--threads", str(threads)]
     env = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return None
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
@@ -119,7 +124,9 @@ def compare(case, rounds, threads):
                 memory[engine].append(result["peak_mib"])
         if not found["scratchnet"]:
             raise SystemExit(f"scratchnet's child failed for {case}: run it with --child scratchnet --case {case}")
-        ratios.append(min(r["seconds"] for e, r in found.items() if r and e != "scratchnet") / found["scratchnet"]["seconds"])
+        ratios.append(
+            min(r["seconds"] for e, r in found.items() if r and e != "scratchnet") / found["scratchnet"]["seconds"]
+        )
     middle = {engine: statistics.median(values) for engine, values in times.items() if values}
     peaks = {engine: statistics.median(values) for engine, values in memory.items() if values}
     best = min((e for e in middle if e != "scratchnet"), key=middle.get)
@@ -140,13 +147,16 @@ def main():
     args = parser.parse_args()
     if args.child:
         return child(args.child, args.case[0], args.threads)
-    print(f"numpy {np.__version__}, {args.threads} threads, {args.rounds} rounds; ms a picture; ratio > 1: scratchnet is faster")
-    print(f"{'case':<10} {'scratchnet':>11} {'nchw':>8} {'ch. last':>9} {'ratio':>7}  {'of each round':<22} {'MiB':>6} {'peer':>6} {'memory':>7}")
+    print(
+        f"numpy {np.__version__}, {args.threads} threads, {args.rounds} rounds; ms a picture; ratio > 1: we are faster"
+    )
+    heads = f"{'nchw':>8} {'ch. last':>9} {'ratio':>7}  {'of each round':<22} {'MiB':>6} {'peer':>6} {'memory':>7}"
+    print(f"{'case':<10} {'scratchnet':>11} {heads}")
     rows = []
     for case in args.case:
         row = compare(case, args.rounds, args.threads)
         rows.append(row)
-        ms = [f"{row['ms_per_picture'][e]:.3f}" if e in row["ms_per_picture"] else "crash" for e in ENGINES]
+        ms = [f"{row['ms_per_picture'][e]:.3f}" if e in row["ms_per_picture"] else "failed" for e in ENGINES]
         each = " ".join(f"{r:.2f}" for r in row["ratios"])
         mib = row["peak_mib"]["scratchnet"], row["peak_mib"][row["best_peer"]]
         print(

@@ -110,12 +110,17 @@ def to_device(thing, device):
     """
     if not is_array(thing):
         return thing.to(device)
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    require_device(device)
     if device_of(thing) == device:
         return thing
     convert = import_cupy().asarray if device == "cuda" else (lambda array: array.get())
     return as_images(convert(as_maps(thing))) if thing.ndim > 1 else convert(thing)
+
+
+def require_device(device):
+    """Raise ValueError unless device is the name of one."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
 
 
 def same_kind(x, parameter):

@@ -66,7 +66,7 @@ class Module:
         """Compute dx from dy, and add to the parameters' gradients."""
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
-    def __call__(self, x):
+    def __call__(self, x):  # noqa: D102
         return self.forward(x)
 
     # The one-shot cache ----------------------------------------------------------------------------------------------
@@ -83,18 +83,25 @@ class Module:
             ValueError, TypeError: dy does not have the shape or dtype of the y that forward returned.
         """
         if self._cache is None:
-            why = "the last forward ran in eval mode, which saves nothing" if not self.saves else "no forward came before"
+            why = (
+                "the last forward ran in eval mode, which saves nothing" if not self.saves else "no forward came before"
+            )
             raise RuntimeError(
                 f"{self.name}: nothing saved for backward ({why}): each forward in training mode, or after "
                 "eval(save=True), serves one backward"
             )
         cache, shape, dtype = self._cache
         if dy is not None:
-            self._require_gradient(dy, shape, dtype)
+            self.require_gradient(dy, shape, dtype)
         self._cache = None
         return cache
 
-    def _require_gradient(self, dy, shape, dtype):
+    def drop_cache(self):
+        """Forget what forward saved, since it no longer fits the mode, dtype or device."""
+        self._cache = None
+
+    def require_gradient(self, dy, shape, dtype):
+        """Refuse a dy that is not of the shape and dtype of y; raises ValueError or TypeError."""
         if not array.is_array(dy):
             raise TypeError(f"{self.name}: expected dy to be an array of shape {shape}, got {type(dy).__name__}")
         if dy.shape != shape:
@@ -107,16 +114,17 @@ class Module:
 
         Args:
             x: forward's argument.
-            shape: the sizes that x must have; a string stands for any size, e.g. `"N", 24, "H", "W"`.
+            shape: the sizes that x must have; a string stands for any size, e.g. `"N", 24, "H", "W"`. None given: any shape
+            (N, C, …) will do.
 
         Raises:
             TypeError: not an array, not floating-point, or not of the parameters' dtype and array module.
             ValueError: another shape, or no elements.
         """
-        wanted = f"({', '.join(map(str, shape))})"
+        wanted = f"({', '.join(map(str, shape or ('N', 'C', '…')))})"
         if not array.is_array(x):
             raise TypeError(f"{self.name}: expected a NumPy or CuPy array {wanted}, got {type(x).__name__}")
-        if shape and x.ndim != len(shape):
+        if x.ndim != len(shape) if shape else x.ndim < 2:
             raise ValueError(f"{self.name}: expected x of shape {wanted}, got x of shape {x.shape}")
         if shape and isinstance(shape[1], int) and x.shape[1] != shape[1]:
             what = "input channels" if len(shape) == 4 else "input features"
@@ -124,7 +132,9 @@ class Module:
         if x.size == 0:
             raise ValueError(f"{self.name}: x of shape {x.shape} is empty, expected at least one picture")
         if x.dtype.kind not in "fc":
-            raise TypeError(f"{self.name}: expected floating-point x, got {x.dtype}: convert it with x.astype('float32')")
+            raise TypeError(
+                f"{self.name}: expected floating-point x, got {x.dtype}: convert it with x.astype('float32')"
+            )
         own = next((value for value in vars(self).values() if isinstance(value, Parameter)), None)
         if own is not None and (problem := array.same_kind(x, own.data)):
             raise TypeError(f"{self.name}: {problem}")
@@ -159,7 +169,7 @@ class Module:
 
     def state_dict(self):
         """Dotted name -> array of every parameter and buffer, in PyTorch's order; the arrays themselves, not copies."""
-        state = {}
+        state: dict = {}
         for prefix, module in self.named_modules():
             dot = f"{prefix}." if prefix else ""
             state |= {f"{dot}{key}": value.data for key, value in vars(module).items() if isinstance(value, Parameter)}
@@ -174,7 +184,8 @@ class Module:
             strict: whether every key of this module must be there, and no other.
 
         Raises:
-            ValueError: strict and the keys differ, or a shape differs. Nothing was copied then.
+            ValueError: strict and the keys differ, or a shape differs.
+            TypeError: a value is no number. In every case nothing was copied.
         """
         own = self.state_dict()
         missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -187,6 +198,8 @@ class Module:
         for key, value in values.items():
             if value.shape != own[key].shape:
                 raise ValueError(f"{self.name}: {key} has shape {own[key].shape}, the state has {value.shape}")
+            if value.dtype.kind not in "biufc":
+                raise TypeError(f"{self.name}: {key} must be numbers, the state has {value.dtype}")
         for key, value in values.items():
             own[key][...] = array.to_device(value, array.device_of(own[key]))
 
@@ -202,7 +215,8 @@ class Module:
 
     def _set_mode(self, **flags):
         for _, module in self.named_modules():
-            vars(module).update(flags, _cache=None)
+            vars(module).update(flags)
+            module.drop_cache()
         return self
 
     def zero_grad(self):
@@ -216,11 +230,12 @@ class Module:
 
     def to(self, device):
         """Bring every parameter and buffer to `"cpu"` or `"cuda"`, in place. Returns self; raises DeviceError."""
+        array.require_device(device)
         return self._convert(lambda value: array.to_device(value, device))
 
     def _convert(self, change):
         for _, module in self.named_modules():
-            vars(module)["_cache"] = None
+            module.drop_cache()
             for name, value in list(vars(module).items()):
                 if isinstance(value, Parameter):
                     value.data, value.grad = change(value.data), change(value.grad)
@@ -229,7 +244,7 @@ class Module:
         return self
 
     def slab(self, rows):
-        """This layer over the channels `rows` (a slice): the same layer, over views of all that it holds.
+        """The same layer over the channels `rows` (a slice): over views of all that it holds.
 
         A counter (0-d buffer) counts a step once, not once a slab: only the first slab shares it.
         """

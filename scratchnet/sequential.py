@@ -1,7 +1,7 @@
 """Containers: layers in a chain, and a chain with a shortcut around it.
 
-The chain rule for y = fₙ(…f₂(f₁(x))) is dx = J₁ᵀ J₂ᵀ … Jₙᵀ dy: backward calls the layers in the reverse order and hands each
-result on. At a fork the gradients of both ways add.
+The chain rule for y = fₙ(…f₂(f₁(x))) is dx = J₁ᵀ J₂ᵀ … Jₙᵀ dy: backward calls the layers in the reverse order and hands
+each result on. At a fork the gradients of both ways add.
 """
 
 from scratchnet import array, slabs
@@ -13,7 +13,7 @@ class Sequential(Module):
 
     Raises:
         TypeError: something is not a Module.
-        ValueError: a name is taken by an attribute that every module has.
+        ValueError: a name has a dot, or is taken by an attribute that every module has.
     """
 
     _steps = None
@@ -24,7 +24,13 @@ class Sequential(Module):
             if not isinstance(layer, Module):
                 raise TypeError(f"{self.name}: expected {name} to be a Module, got {type(layer).__name__}")
             if hasattr(self, str(name)):
-                raise ValueError(f"{self.name}: {name!r} cannot name a layer, every module has an attribute of that name")
+                raise ValueError(
+                    f"{self.name}: {name!r} cannot name a layer, every module has an attribute of that name"
+                )
+            if "." in str(name):
+                raise ValueError(
+                    f"{self.name}: {name!r} cannot name a layer, a dot leads from a layer to one inside it"
+                )
             setattr(self, str(name), layer)
 
     def __getitem__(self, index):
@@ -40,6 +46,11 @@ class Sequential(Module):
                 yield from ((f"{name}.{inner}", leaf) for inner, leaf in layer.chain())
             else:
                 yield name, layer
+
+    def drop_cache(self):
+        """Forget the steps, and with them the slabs' own caches."""
+        super().drop_cache()
+        self._steps = None
 
     def forward(self, x):
         """Call every layer in order; channelwise neighbours are joined to one run, computed slab by slab."""
@@ -66,7 +77,9 @@ class Residual(Sequential):
         """Compute x + f(x)."""
         y = super().forward(x)
         if y.shape != x.shape:
-            raise ValueError(f"{self.name}: the layers turn x of shape {x.shape} into {y.shape}, a shortcut needs equal shapes")
+            raise ValueError(
+                f"{self.name}: the layers turn x of shape {x.shape} into {y.shape}, a shortcut needs equal shapes"
+            )
         return add(x, y)
 
     def backward(self, dy):

@@ -16,7 +16,7 @@ How an activation is cut depends on its shape alone, never on the number of thre
 import contextvars
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
@@ -39,28 +39,54 @@ def join_runs(chain):
 
 
 class Run:
-    """Neighbouring layers that are computed together. Like a layer it has a forward and a backward."""
+    """Neighbouring layers that are computed together. Like a layer it has a forward and a backward.
+
+    Between the two it holds what each slab of each layer saved (`caches`), or nothing where the layers themselves ran.
+    """
 
     def __init__(self, layers):
         self.layers = layers
-        self.parts = [(slice(None), layers)]
+        self.caches = None
 
     @property
     def channelwise(self):
+        """Whether the run may be cut into slabs."""
         return all(layer.channelwise for _, layer in self.layers)
 
     def forward(self, x):
-        slabs = cut(x) if self.channelwise else []
+        """Compute y, slab by slab where there are several."""
+        slabs = cut(x) if self.channelwise and self._fits(x) else []
         if len(slabs) < 2:
-            self.parts = [(slice(None), self.layers)]
+            self.caches = None
             return _forward(self.layers, x)
-        self.parts = [(rows, [(name, layer.slab(rows)) for name, layer in self.layers]) for rows in slabs]
-        return _gather(lambda layers, rows: _forward(layers, x[:, rows]), self.parts, x.shape[1])
+        parts = [(rows, self._slab(rows)) for rows in slabs]
+        y = _gather(lambda rows, part: _forward(part, x[:, rows]), parts, x.shape[1])
+        self.caches = [(rows, [layer._cache for _, layer in part]) for rows, part in parts]
+        self.expected = y.shape, y.dtype
+        return y
 
     def backward(self, dy):
-        if len(self.parts) < 2:
-            return _backward(self.parts[0][1], dy)
-        return _gather(lambda layers, rows: _backward(layers, dy[:, rows]), self.parts, dy.shape[1])
+        """Compute dx, over the slabs of forward."""
+        if self.caches is None:
+            return _backward(self.layers, dy)
+        name, last = self.layers[-1]
+        with located(name):
+            last.require_gradient(dy, *self.expected)  # here, since a slab would see its own rows of dy only
+        parts = [(rows, self._slab(rows, caches)) for rows, caches in self.caches]
+        self.caches = None
+        return _gather(lambda rows, part: _backward(part, dy[:, rows]), parts, dy.shape[1])
+
+    def _slab(self, rows, caches=None):
+        """The layers over some channels, with what their forward saved where that is given."""
+        part = [(name, layer.slab(rows)) for name, layer in self.layers]
+        for (_, layer), cache in zip(part, caches or (), strict=caches is not None):
+            layer._cache = cache
+        return part
+
+    def _fits(self, x):
+        """Whether x has as many channels as each layer; if not, the layers themselves say so, about the whole of x."""
+        parameters = [parameter for _, layer in self.layers for parameter in layer.parameters()]
+        return array.is_array(x) and x.ndim > 1 and all(len(p.data) == x.shape[1] for p in parameters)
 
 
 def _forward(layers, x):
@@ -78,14 +104,14 @@ def _backward(layers, dy):
 
 
 def _gather(compute, parts, channels):
-    """One array of all channels from what `compute(layers, rows)` gives for each slab."""
+    """One array of all channels from what `compute(rows, part)` gives for each slab."""
     whole = None
     lock = threading.Lock()
 
     def one(part):
         nonlocal whole
         rows, layers = part
-        maps = array.as_maps(compute(layers, rows))
+        maps = array.as_maps(compute(rows, layers))
         with lock:  # the first slab that is done tells the shape
             if whole is None:
                 whole = array.get_array_module(maps).empty((channels, *maps.shape[1:]), maps.dtype)
@@ -124,9 +150,10 @@ def located(name):
     try:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
-        error.path = [name, *getattr(error, "path", [])]
-        error.text = getattr(error, "text", str(error))
-        error.args = (f"{'.'.join(error.path)} {error.text}",)
+        seen = vars(error)  # a wrapped message remembers its path and its text
+        seen.setdefault("text", str(error))
+        seen["path"] = [name, *seen.get("path", [])]
+        error.args = (f"{'.'.join(seen['path'])} {seen['text']}",)
         raise
 
 
@@ -136,8 +163,8 @@ def located(name):
 class _Pool(threading.local):
     """The number of threads and the pool behind them; `busy` is a thread's own."""
 
-    threads = None
-    executor = None
+    threads: int | None = None
+    executor: ThreadPoolExecutor | None = None
     busy = False
 
 
@@ -153,7 +180,7 @@ def set_num_threads(n):
     Raises:
         ValueError: n is not a whole number of at least 1.
     """
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"the number of threads must be a whole number of at least 1, got {n!r}")
     threadpool_limits(1, user_api="blas")
     _Pool.threads = n
@@ -164,14 +191,15 @@ def get_num_threads():
     """The number of threads that layers compute on: the cores that this process may use, unless set otherwise."""
     if _Pool.threads is None:
         set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return _Pool.threads
+    return _Pool.threads or 1
 
 
 def parallel(function, items):
     """[function(item) for item in items], on all threads; the caller is one of them."""
     items = list(items)
     results = [None] * len(items)
-    if get_num_threads() == 1 or len(items) < 2 or _pool.busy:
+    threads, executor = get_num_threads(), _Pool.executor
+    if executor is None or len(items) < 2 or _pool.busy:
         return [function(item) for item in items]
     todo = iter(range(len(items)))  # taking from one range iterator is atomic under the GIL
 
@@ -184,8 +212,11 @@ def parallel(function, items):
             _pool.busy = False
 
     # A copy of the context for each helper: np.errstate holds there as it does here.
-    helpers = [_Pool.executor.submit(contextvars.copy_context().run, work) for _ in range(min(_Pool.threads, len(items)) - 1)]
-    work()
+    helpers = [executor.submit(contextvars.copy_context().run, work) for _ in range(min(threads, len(items)) - 1)]
+    try:
+        work()
+    finally:
+        wait(helpers)  # also when an item failed here: nothing may run on while the caller handles the error
     for helper in helpers:
         helper.result()
     return results

@@ -59,7 +59,8 @@ def table(steps: list[Step]) -> str:
     lines = [f"{'layer':<24} {'kind':<16} {'in':<16} {'out':<16} {'parameters':>10} {'multiply-adds':>14}  path"]
     for s in steps:
         shapes = "×".join(map(str, s.shape_in)), "×".join(map(str, s.shape_out))
-        lines.append(f"{s.name:<24} {s.layer:<16} {shapes[0]:<16} {shapes[1]:<16} {s.parameters:>10,} {s.multiply_adds:>14,}  {s.path}")
+        counts = f"{s.parameters:>10,} {s.multiply_adds:>14,}"
+        lines.append(f"{s.name:<24} {s.layer:<16} {shapes[0]:<16} {shapes[1]:<16} {counts}  {s.path}")
     total = sum(s.parameters for s in steps), sum(s.multiply_adds for s in steps)
     lines.append(f"{'sum':<24} {'':<16} {'':<16} {'':<16} {total[0]:>10,} {total[1]:>14,}")
     return "\n".join(lines)

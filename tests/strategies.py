@@ -24,7 +24,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import scratchnet as sn
-from scratchnet.layers.windows import output_size
+from scratchnet.windows import output_size
 
 # Numbers --------------------------------------------------------------------------------------------------------------
 

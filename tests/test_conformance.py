@@ -495,7 +495,7 @@ def test_the_rows_in_slabs_are_cut(monkeypatch):
             module, x, _ = Case(row, "train").build()
             module(x)
             runs = [run for part in [module, *module.named_children()] for run in getattr(part, "_steps", None) or ()]
-            assert max(len(run.parts) for run in runs) > 1, row.name
+            assert max(len(run.caches or ()) for run in runs) > 1, row.name
 
 
 # Shapes at the edge ---------------------------------------------------------------------------------------------------

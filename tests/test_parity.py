@@ -55,7 +55,10 @@ def test_logits_loss_gradients_and_statistics_equal_pytorch(variant, width, clas
     close(dx, xt.grad.numpy(), "dx")
     gradients = {name: p.grad.numpy() for name, p in peer.named_parameters()}
     largest = max(np.abs(g).max() for g in gradients.values())
-    for name, parameter in ours.named_parameters():  # a bias in front of batch norm has gradient 0: judge it by the rest
+    for (
+        name,
+        parameter,
+    ) in ours.named_parameters():  # a bias in front of batch norm has gradient 0: judge it by the rest
         close(parameter.grad, gradients[name], name, floor=1e-3 * largest)
     for name, value in ours.state_dict().items():
         close(value, peer.state_dict()[name].numpy(), name)

@@ -57,7 +57,9 @@ def content(folder):
     """What must be equal after a resume: every array, every generator, and the log rows but for their times."""
     arrays, header = checkpoint.load(folder / "last.npz")
     with open(folder / "metrics.csv") as file:
-        rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+        rows = [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
+        ]
     kept = {key: header[key] for key in ("epoch", "batch", "best", "loss", "accuracy", "generator", "config")}
     return {key: value.tobytes() for key, value in arrays.items()}, kept, rows
 
@@ -82,7 +84,13 @@ def test_a_run_writes_what_it_promises_and_names_its_data(few_pictures, tmp_path
 def test_header_says_network_and_machine(few_pictures, tmp_path, capsys):
     run("--out", tmp_path, "--epochs", "1")
     header = capsys.readouterr().out
-    for part in ("108 train + 12 validation + 40 test", "parameters", "million multiply-adds", "cpu, 1 threads", "seed 0"):
+    for part in (
+        "108 train + 12 validation + 40 test",
+        "parameters",
+        "million multiply-adds",
+        "cpu, 1 threads",
+        "seed 0",
+    ):
         assert part in header
 
 

@@ -67,7 +67,12 @@ def test_two_runs_are_bit_identical():
 
 @pytest.mark.parametrize(
     ("variant", "width", "classes", "count"),
-    [("blog", 0.5, 10, 587_082), ("cifar", 0.5, 10, 700_490), ("cifar", 1.0, 10, 2_236_682), ("imagenet", 1.0, 1000, 3_504_872)],
+    [
+        ("blog", 0.5, 10, 587_082),
+        ("cifar", 0.5, 10, 700_490),
+        ("cifar", 1.0, 10, 2_236_682),
+        ("imagenet", 1.0, 1000, 3_504_872),
+    ],
 )
 def test_parameter_counts(variant, width, classes, count):
     model = MobileNetV2(classes, width, variant, rng=np.random.default_rng(0))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import geometries, poolings
 
-from scratchnet.layers.windows import output_size, pair, tap_slices, taps
+from scratchnet.windows import output_size, pair, tap_slices, taps
 
 
 def reads(size, kernel, count, stride, padding, dilation):

@@ -21,7 +21,7 @@ def _is_real(x, *_):
     return x.dtype.type in REAL
 
 
-# Batch norm --------------------------------------------------------------------------------------------------------------
+# Batch norm ----------------------------------------------------------------------------------------------------------
 
 
 @register("cpu", _is_real)
@@ -57,7 +57,7 @@ def row_sums(rows):
     return rows @ np.ones(rows.shape[1], rows.dtype)
 
 
-# Rectifiers --------------------------------------------------------------------------------------------------------------
+# Rectifiers ----------------------------------------------------------------------------------------------------------
 
 
 @register("cpu", _is_real)
@@ -78,7 +78,7 @@ def relu6_backward(dy, cache):
     return as_images(np.multiply(grad, inside, out=empty(grad.shape, grad.dtype)), dy)
 
 
-# Matrix products, cut over the threads ----------------------------------------------------------------------------------------
+# Matrix products, cut over the threads -------------------------------------------------------------------------------
 
 
 @register("cpu", lambda x, weight, stride: _is_real(x))
@@ -92,7 +92,7 @@ def pointwise_forward(x, weight, stride):
 
 @register("cpu", lambda dy, x, weight, stride: _is_real(dy))
 def pointwise_backward(dy, x, weight, stride):
-    """dW = dY @ X.T as a sum over chunks of columns, in a fixed order; dX = W.T @ dY by chunks."""
+    """DW = dY @ X.T as a sum over chunks of columns, in a fixed order; dX = W.T @ dY by chunks."""
     seen = np.ascontiguousarray(x[:, :: stride[0], :: stride[1]])
     grad = dy.reshape(len(dy), -1)
     dweight = matmul_transposed(grad, seen.reshape(len(x), -1))

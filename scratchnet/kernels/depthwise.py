@@ -8,9 +8,10 @@ blocks of ROWS output rows and the few input rows that they read. In maps so sma
 product with the whole map, (OH·OW × H·W) @ (H·W × N), also takes the horizontal shifts in. Both spend more multiplications
 than the nine that are needed and win, because BLAS does them sixteen at a time out of registers.
 
-Measured, ns an output element and thread: whole map 0.45 (4×4), 0.76 (6×6), 1.2 (8×8); band 1.1-1.7; nine shifted
-multiply-adds 4.5, or 2.0 in a Python loop over channels. dx is the same with T_jᵀ; dweight is a dot product of shifted rows
-for each of the nine weights, or the entries of dY · Xᵀ that are weights. With stride 2 the columns are first split into even and odd ones, so that only what is kept is computed.
+Measured, ns an output element and thread: whole map 0.45 (4×4), 0.76 (6×6), 1.2 (8×8); band 1.1-1.7 (2-3 with BLAS's
+AVX2 kernels); nine shifted multiply-adds 4.5, or 2.0 in a Python loop over channels. dx is the same with T_jᵀ. dweight is
+a dot product of shifted rows for each of the nine weights, or the entries of dY · Xᵀ that are weights. With stride 2 the
+columns are first split into even and odd ones, so that only what is kept is computed.
 """
 
 import functools
@@ -21,7 +22,7 @@ import numpy as np
 from scratchnet.kernels import register
 from scratchnet.kernels.buffers import empty
 from scratchnet.kernels.cpu import REAL
-from scratchnet.layers.windows import output_size, tap_slices
+from scratchnet.windows import output_size, tap_slices
 
 WHOLE_MAP = 64  # pixels of an input map up to which one product takes all of it
 ROWS = 4  # output rows in a block of the band
@@ -113,7 +114,11 @@ def _rows(maps):
 
 def _phases(x, plan):
     """The columns of x apart by their position modulo the stride, each (C, H, W/s, N): x itself for stride 1."""
-    return [x] if plan.stride[1] == 1 else [np.ascontiguousarray(x[:, :, f :: plan.stride[1]]) for f in range(plan.stride[1])]
+    return (
+        [x]
+        if plan.stride[1] == 1
+        else [np.ascontiguousarray(x[:, :, f :: plan.stride[1]]) for f in range(plan.stride[1])]
+    )
 
 
 def _whole(weight, plan):
@@ -147,13 +152,17 @@ class Plan:
             outputs, seen = tap_slices(i, in_size[0], self.out_size[0], stride[0], padding[0], dilation[0])
             if outputs.start < outputs.stop:
                 self.row_moves.append((i, outputs, seen))
-        self.moves = [[] for _ in range(stride[1])]
+        self.moves: list[list[tuple]] = [[] for _ in range(stride[1])]
         for j in range(kernel[1]):
             outputs, seen = tap_slices(j, in_size[1], self.out_size[1], stride[1], padding[1], dilation[1])
-            if outputs.start < outputs.stop:  # seen: the pixels start, start + s, …, in their phase start//s, start//s + 1, …
+            if (
+                outputs.start < outputs.stop
+            ):  # seen: the pixels start, start + s, …, in their phase start//s, start//s + 1, …
                 first, count = seen.start // stride[1], outputs.stop - outputs.start
                 self.moves[seen.start % stride[1]].append((j, outputs, slice(first, first + count)))
-        for moves in self.moves:  # a move of every column comes first: its product is written where the others are added
+        for (
+            moves
+        ) in self.moves:  # a move of every column comes first: its product is written where the others are added
             moves.sort(key=lambda move: move[2].start - move[1].start != 0)
 
     def selector(self, dtype):

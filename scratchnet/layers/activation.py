@@ -8,6 +8,7 @@ precision can hold). At a kink every number between the slopes of the two sides 
 at 6, PyTorch's choice. y tells where x lay between the bounds, so that only y is kept, which the next layer keeps anyway.
 
 NaN passes through both ways, so that a guard further on can see it: the mask is "not at a bound", which NaN never is.
+The mask multiplies, so an infinite dy becomes NaN where x was held (0 · ∞): it would have stopped the run anyway.
 """
 
 from scratchnet import kernels

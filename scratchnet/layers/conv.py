@@ -29,8 +29,8 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, get_array_module
 from scratchnet.layers.init import fan_out_normal
-from scratchnet.layers.windows import output_size, pair, taps
 from scratchnet.module import Module, Parameter
+from scratchnet.windows import is_count, output_size, pair, taps
 
 
 def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  # (CONV.1)
@@ -206,8 +206,10 @@ class Conv2d(Module):
         self.padding = pair(padding, "Conv2d: padding", 0)
         self.dilation = pair(dilation, "Conv2d: dilation", 1)
         for what, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if not (isinstance(groups, int) and groups > 0 and channels > 0 and channels % groups == 0):
-                raise ValueError(f"Conv2d: {what} must be a positive multiple of groups, got {channels} and groups {groups}")
+            if not (is_count(groups) and is_count(channels) and channels % groups == 0):
+                raise ValueError(
+                    f"Conv2d: {what} must be a positive multiple of groups, got {channels} and groups {groups}"
+                )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(fan_out_normal(shape, groups, rng, dtype))
@@ -228,11 +230,13 @@ class Conv2d(Module):
     @path.setter
     def path(self, path):
         if path not in self.paths():
-            raise ValueError(f"Conv2d: path {path!r} does not fit this geometry, which allows {', '.join(self.paths())}")
+            raise ValueError(
+                f"Conv2d: path {path!r} does not fit this geometry, which allows {', '.join(self.paths())}"
+            )
         self._path = path
 
     @property
-    def channelwise(self):  # noqa: D102
+    def channelwise(self):  # type: ignore[override]  # noqa: D102
         return self.groups == self.in_channels == self.out_channels
 
     @property
@@ -243,7 +247,8 @@ class Conv2d(Module):
     def forward(self, x):
         """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
         self.require(x, "N", self.in_channels, "H", "W")
-        for axis, size, kernel, padding, dilation in zip("HW", x.shape[2:], self.kernel_size, self.padding, self.dilation):
+        for axis, k in (("H", 0), ("W", 1)):
+            size, kernel, padding, dilation = x.shape[2 + k], self.kernel_size[k], self.padding[k], self.dilation[k]
             if dilation * (kernel - 1) + 1 > size + 2 * padding:
                 raise ValueError(
                     f"Conv2d: the kernel spans {dilation * (kernel - 1) + 1} pixels along {axis}, "

@@ -29,4 +29,6 @@ def fan_out_normal(shape, groups=1, rng=None, dtype=np.float32):
 
 def _normal(shape, std, rng, dtype):
     rng = np.random.default_rng() if rng is None else rng
-    return (rng.standard_normal(shape) * std).astype(dtype)  # drawn in float64, so that every dtype gets the same weights
+    return (rng.standard_normal(shape) * std).astype(
+        dtype
+    )  # drawn in float64, so that every dtype gets the same weights

@@ -13,6 +13,7 @@ import numpy as np
 from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
+from scratchnet.windows import is_count
 
 
 def linear_forward(x, weight, bias):
@@ -46,6 +47,9 @@ class Linear(Module):
     """
 
     def __init__(self, in_features, out_features, bias=True, *, dtype=np.float32, rng=None):
+        for what, size in (("in_features", in_features), ("out_features", out_features)):
+            if not is_count(size):
+                raise ValueError(f"Linear: {what} must be an int of at least 1, got {size!r}")
         self.weight = Parameter(he_normal((out_features, in_features), rng=rng, dtype=dtype))
         self.bias = Parameter(np.zeros(out_features, dtype), decay=False) if bias else None
 

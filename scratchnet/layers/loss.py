@@ -61,10 +61,10 @@ class CrossEntropyLoss(Module):
             raise ValueError(f"CrossEntropyLoss: label_smoothing must be in [0, 1], got {label_smoothing!r}")
         self.label_smoothing = float(label_smoothing)  # a NumPy scalar would make float32 float64
 
-    def __call__(self, logits, labels):
+    def __call__(self, logits, labels):  # type: ignore[override]  # noqa: D102
         return self.forward(logits, labels)
 
-    def forward(self, logits, labels):
+    def forward(self, logits, labels):  # type: ignore[override]
         """Compute the loss of logits (N, K) and labels (N,): a 0-d array of the logits' dtype."""
         self.require(logits, "N", "K")
         self._require_labels(labels, *logits.shape)
@@ -79,14 +79,20 @@ class CrossEntropyLoss(Module):
 
     def backward(self, dloss=1.0):
         """Return dlogits (N, K), of the loss times `dloss`."""
-        return cross_entropy_backward(dloss, self.take_cache())
+        return cross_entropy_backward(float(dloss), self.take_cache())  # a NumPy scalar would make float32 float64
 
     def _require_labels(self, labels, n, classes):
         if not array.is_array(labels):
-            raise TypeError(f"CrossEntropyLoss: expected labels as an array of {n} integers, got {type(labels).__name__}")
+            raise TypeError(
+                f"CrossEntropyLoss: expected labels as an array of {n} integers, got {type(labels).__name__}"
+            )
         if labels.dtype.kind not in "iu":
             raise TypeError(f"CrossEntropyLoss: labels must be integers in [0, {classes}), got {labels.dtype}")
         if labels.shape != (n,):
             raise ValueError(f"CrossEntropyLoss: expected labels of shape ({n},), got {labels.shape}")
-        if array.device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes:  # on a GPU this would wait
-            raise ValueError(f"CrossEntropyLoss: labels must be in [0, {classes}), got {labels.min()} to {labels.max()}")
+        if (
+            array.device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes
+        ):  # on a GPU this would wait
+            raise ValueError(
+                f"CrossEntropyLoss: labels must be in [0, {classes}), got {labels.min()} to {labels.max()}"
+            )

@@ -33,6 +33,7 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix
 from scratchnet.module import Module, Parameter
+from scratchnet.windows import is_count
 
 
 def batch_norm_forward(x, weight, bias, eps):
@@ -103,6 +104,8 @@ class BatchNorm2d(Module):
     buffers = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, *, dtype=np.float32):
+        if not is_count(num_features):
+            raise ValueError(f"BatchNorm2d: num_features must be an int of at least 1, got {num_features!r}")
         self.weight = Parameter(np.ones(num_features, dtype), decay=False)
         self.bias = Parameter(np.zeros(num_features, dtype), decay=False)
         self.running_mean = np.zeros(num_features, dtype)
@@ -117,7 +120,9 @@ class BatchNorm2d(Module):
         if self.training:
             count = x.size // x.shape[1]
             if count == 1:
-                raise ValueError(f"BatchNorm2d: needs more than one value per channel in training mode, got x of shape {x.shape}")
+                raise ValueError(
+                    f"BatchNorm2d: needs more than one value per channel in training mode, got x of shape {x.shape}"
+                )
             y, mean, var, cache = kernels.run(batch_norm_forward, x, weight, bias, self.eps)
             self._track(mean, var, count)
         else:

@@ -16,8 +16,8 @@ Sources: LeCun et al. 1998, §II.B; Lin et al. 2014, §3.2 (global).
 import numpy as np
 
 from scratchnet.array import as_images, as_maps, get_array_module
-from scratchnet.layers.windows import output_size, pair, taps
 from scratchnet.module import Module
+from scratchnet.windows import output_size, pair, taps
 
 NO_DILATION = (1, 1)
 

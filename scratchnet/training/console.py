@@ -22,24 +22,24 @@ class Console:
     def log_to(self, path):
         """Append every line to this file from now on, those already said included."""
         self._log = Path(path)
-        for text in self._early:
+        early, self._early = self._early, []
+        for text in early:
             self._write(text)
-        self._early.clear()
 
     def say(self, text=""):
         """One line, or several."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: standard output was closed
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
-        if self._log is None:
-            self._early.append(text)
-        else:
-            self._write(text)
+        self._write(text)
 
     def bar(self, total, done, title):
         """A tqdm bar of `total` batches of which `done` are done; invisible where there is no terminal."""
         return tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, disable=not self.interactive)
 
     def _write(self, text):
+        if self._log is None:
+            self._early.append(text)
+            return
         with contextlib.suppress(OSError), open(self._log, "a", encoding="utf-8") as file:
             file.write(text + "\n")

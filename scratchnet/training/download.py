@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 CHUNK = 1 << 18  # bytes
 

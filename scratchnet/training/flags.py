@@ -8,15 +8,17 @@ from scratchnet.training import cifar10, schedule
 VARIANTS = ("imagenet", "cifar", "blog")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 NORMALISE = {  # mean and std of each channel
-    "cifar": (cifar10.MEAN, cifar10.STD), "half": ((0.5,) * 3, (0.5,) * 3),
+    "cifar": (cifar10.MEAN, cifar10.STD),
+    "half": ((0.5,) * 3, (0.5,) * 3),
 }
-PRESETS = {
+PRESETS: dict[str, dict] = {
     # a few epochs, to see it learn
     "quick": {},
     # the recipe of the blog post that this project implements
     "blog": {
         "variant": "blog", "image_size": 96, "normalise": "half", "epochs": 15, "batch_size": 256, "augment": "none",
-        "optimizer": "adam", "lr": 0.01, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0,
+        "optimizer": "adam", "lr": 0.01, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0,
+        "label_smoothing": 0.0,
     },
     # what gives the most in 20 epochs of width 0.5
     "best": {"epochs": 20, "lr": 0.2, "label_smoothing": 0.1},
@@ -45,11 +47,25 @@ def make_parser(description):
         return add
 
     add = group("data")
-    add("--data", "folder with CIFAR-10's binary batches, or their archive (default: the cache, else a download)", type=Path)
+    add(
+        "--data",
+        "folder with CIFAR-10's binary batches, or their archive (default: the cache, else a download)",
+        type=Path,
+    )
     add("--sample", "train on the drawn shapes that need no download", action="store_true")
     add("--image-size", "resize the pictures to this side, bilinear", type=int, default=32)
-    add("--normalise", "subtract and divide by CIFAR-10's statistics, or by one half", choices=NORMALISE, default="cifar")
-    add("--augment", "random crop from 4 reflected pixels of padding, and flip", choices=("none", "crop-flip"), default="crop-flip")
+    add(
+        "--normalise",
+        "subtract and divide by CIFAR-10's statistics, or by one half",
+        choices=NORMALISE,
+        default="cifar",
+    )
+    add(
+        "--augment",
+        "random crop from 4 reflected pixels of padding, and flip",
+        choices=("none", "crop-flip"),
+        default="crop-flip",
+    )
     add = group("network")
     add("--variant", "which MobileNetV2", choices=VARIANTS, default="cifar")
     add("--width", "factor on the channel counts", type=float, default=0.5)
@@ -60,7 +76,9 @@ def make_parser(description):
     add("--batch-size", "pictures a step", type=int, default=64)
     add("--optimizer", "update rule", choices=OPTIMIZERS, default="sgd")
     add("--lr", "largest learning rate", type=float, default=0.1)
-    add("--schedule", "how the learning rate changes from step to step", choices=schedule.SCHEDULES, default="one-cycle")
+    add(
+        "--schedule", "how the learning rate changes from step to step", choices=schedule.SCHEDULES, default="one-cycle"
+    )
     add("--momentum", "of SGD, by Nesterov; 0 turns it off", type=float, default=0.9)
     add("--weight-decay", "not on batch norm and biases", type=float, default=5e-4)
     add("--label-smoothing", "share of the target spread over all classes", type=float, default=0.0)
@@ -69,9 +87,19 @@ def make_parser(description):
     add("--device", "where to compute", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", "CPU threads (default: the cores that this process may use)", type=int)
     add = group("output")
-    add("--out", "folder of config.json, metrics.csv, last.npz, best.npz, curves.png, log.txt", type=Path, default=Path("runs/cifar"))
+    add(
+        "--out",
+        "folder of config.json, metrics.csv, last.npz, best.npz, curves.png, log.txt",
+        type=Path,
+        default=Path("runs/cifar"),
+    )
     add("--resume", "go on from the last checkpoint in --out, where there is one", action="store_true")
-    add("--checkpoint-every", "steps between checkpoints (default: at the end of every epoch)", type=int, metavar="STEPS")
+    add(
+        "--checkpoint-every",
+        "steps between checkpoints (default: at the end of every epoch)",
+        type=int,
+        metavar="STEPS",
+    )
     add("--eval", "only test this checkpoint", type=Path, metavar="CHECKPOINT")
     add("--trace", "print the network layer by layer before training", action="store_true")
     return parser

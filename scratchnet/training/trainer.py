@@ -136,9 +136,9 @@ class Trainer:
                 f"the loss is {self.loss.value} after step {self.batch} of epoch {self.epoch + 1}, at learning rate "
                 f"{self.optimizer.lr:g}: try a lower --lr; {self.out / checkpoint.LAST} holds the last good state, if any"
             )
-        rate = self.pictures / self.seconds
         bar.set_postfix_str(
-            f"loss {self.loss.value:.4f}, accuracy {self.accuracy.value:.4f}, lr {self.optimizer.lr:.4g}, {rate:.0f} pictures/s",
+            f"loss {self.loss.value:.4f}, accuracy {self.accuracy.value:.4f}, lr {self.optimizer.lr:.4g}, "
+            f"{self.pictures / self.seconds:.0f} pictures/s",
             refresh=False,
         )
         bar.update(self.batch - bar.n)

@@ -12,6 +12,7 @@ same line with the sides exchanged: `d_input[inside] += … d_output[outside]`.
 """
 
 from collections.abc import Iterator
+from numbers import Integral
 
 WHOLE = slice(None)
 
@@ -23,9 +24,14 @@ def pair(value, what, least):
         ValueError: anything else, or a number below `least`; the message names `what`.
     """
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in both):
+    if len(both) != 2 or not all(is_count(v, least) for v in both):
         raise ValueError(f"{what} must be an int of at least {least} or a pair of them, got {value!r}")
-    return both
+    return int(both[0]), int(both[1])
+
+
+def is_count(value, least=1):
+    """Whether value is a whole number, Python's or NumPy's, of at least `least`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def output_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
