@@ -72,7 +72,7 @@ def make_parser(description):
     add("--dropout", "probability before the classifier (the blog variant has none)", type=float, default=0.2)
     add = group("training")
     add("--preset", "a set of defaults for the other flags, which win over it", choices=PRESETS, default="quick")
-    add("--epochs", "passes over the training pictures", type=int, default=8)
+    add("--epochs", "passes over the training pictures", type=int, default=5)
     add("--batch-size", "pictures a step", type=int, default=64)
     add("--optimizer", "update rule", choices=OPTIMIZERS, default="sgd")
     add("--lr", "largest learning rate", type=float, default=0.1)
