@@ -27,9 +27,8 @@ class Parameter:
     """
 
     def __init__(self, data, *, decay=True, grad=None):
-        self.data = data
+        self.data, self.decay = data, decay
         self.grad = array.get_array_module(data).zeros_like(data) if grad is None else grad
-        self.decay = decay
 
     def rows(self, rows):
         """The parameter of some output channels only: views, so that what is added to `.grad` is added here."""
@@ -40,10 +39,7 @@ class Parameter:
 
 
 class Module:
-    """Base class of all layers and networks.
-
-    A layer of your own sets its `Parameter`s and sub-modules as attributes and writes two methods; inside them,
-    `save_cache` and `take_cache` keep the contract (see the example in `scratchnet.gradcheck`).
+    """Base class of all layers and networks; `scratchnet.gradcheck` has an example of a layer of your own.
 
     Attributes:
         training: True after `train()` (the default), False after `eval()`.
@@ -69,8 +65,6 @@ class Module:
     def __call__(self, x):  # noqa: D102
         return self.forward(x)
 
-    # The one-shot cache ----------------------------------------------------------------------------------------------
-
     def save_cache(self, cache, y):
         """Keep what backward needs, unless in eval mode; y says which dy will fit."""
         self._cache = (cache, y.shape, y.dtype) if self.saves else None
@@ -79,8 +73,8 @@ class Module:
         """What forward saved, once; dy is checked against the y that forward returned (None: a scalar, nothing to check).
 
         Raises:
-            RuntimeError: there was no forward that saves since the last backward.
-            ValueError, TypeError: dy does not have the shape or dtype of the y that forward returned.
+            RuntimeError: no forward that saves came since the last backward.
+            ValueError, TypeError: dy is not of the shape or dtype of the y that forward returned.
         """
         if self._cache is None:
             why = (
@@ -114,12 +108,10 @@ class Module:
 
         Args:
             x: forward's argument.
-            shape: the sizes that x must have; a string stands for any size, e.g. `"N", 24, "H", "W"`. None given: any shape
-            (N, C, …) will do.
+            shape: the sizes that x must have; a string stands for any size. None given: any (N, C, …) will do.
 
         Raises:
-            TypeError: not an array, not floating-point, or not of the parameters' dtype and array module.
-            ValueError: another shape, or no elements.
+            TypeError, ValueError: no array, not floating-point, another dtype or array module, another shape, empty.
         """
         wanted = f"({', '.join(map(str, shape or ('N', 'C', '…')))})"
         if not array.is_array(x):
@@ -184,8 +176,7 @@ class Module:
             strict: whether every key of this module must be there, and no other.
 
         Raises:
-            ValueError: strict and the keys differ, or a shape differs.
-            TypeError: a value is no number. In every case nothing was copied.
+            ValueError, TypeError: strict and the keys differ; a shape differs; no numbers. Nothing was copied then.
         """
         own = self.state_dict()
         missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]

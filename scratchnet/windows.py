@@ -34,6 +34,16 @@ def is_count(value, least=1):
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
+def require_room(layer, shape, kernel, padding, dilation):
+    """Raise ValueError unless a window, given as pairs (h, w), fits into the padded picture; shape is (N, C, H, W)."""
+    for axis, size, k, p, d in zip("HW", shape[2:], kernel, padding, dilation, strict=True):
+        if d * (k - 1) + 1 > size + 2 * p:
+            raise ValueError(
+                f"{layer}: the kernel spans {d * (k - 1) + 1} pixels along {axis}, more than the padded input's "
+                f"{size + 2 * p} (x of shape {shape}, padding {p})"
+            )
+
+
 def output_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
     """Number of windows along one axis; below 1 when not even one fits.
 

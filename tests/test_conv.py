@@ -14,7 +14,8 @@ from strategies import Geometry, geometries, in_layout, layouts, normal, pairs, 
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet import reference
-from scratchnet.layers import conv as conv_file
+from scratchnet.layers.blocks import block_diagonal as block_diagonal_weight
+from scratchnet.layers.blocks import diagonal_blocks
 from scratchnet.layers.conv import conv2d_backward, conv2d_forward
 
 LARGE = geometries(elements=400, side=12)  # beyond 64 pixels a kernel may compute in another way
@@ -183,8 +184,8 @@ def test_groups_are_a_block_diagonal_weight(rng, g):
         (dbias, dense_dbias),
     )
     blocks = dense_dweight[inside > 0].reshape(weight.shape)
-    np.testing.assert_array_equal(conv_file._block_diagonal(weight, g.groups), dense)  # with exact zeros outside
-    np.testing.assert_array_equal(conv_file._diagonal_blocks(dense_dweight, g.groups), blocks)
+    np.testing.assert_array_equal(block_diagonal_weight(weight, g.groups), dense)  # with exact zeros outside
+    np.testing.assert_array_equal(diagonal_blocks(dense_dweight, g.groups), blocks)
 
 
 @given(rngs(), geometries(), st.data())

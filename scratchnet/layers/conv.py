@@ -28,9 +28,10 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, get_array_module
+from scratchnet.layers.blocks import block_diagonal, diagonal_blocks
 from scratchnet.layers.init import fan_out_normal
 from scratchnet.module import Module, Parameter
-from scratchnet.windows import is_count, output_size, pair, taps
+from scratchnet.windows import is_count, output_size, pair, require_room, taps
 
 
 def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  # (CONV.1)
@@ -49,7 +50,7 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  #
     """
     maps = as_maps(x)  # (N, C, H, W) -> (C, H, W, N)
     if path == "dense":
-        dense_weight = _block_diagonal(weight, groups)
+        dense_weight = block_diagonal(weight, groups)
         y = kernels.run(grouped_forward, maps, dense_weight, stride, padding, dilation, 1)
     elif path == "grouped":
         y = kernels.run(grouped_forward, maps, weight, stride, padding, dilation, groups)
@@ -68,9 +69,9 @@ def conv2d_backward(dy, cache):
     grad = as_maps(dy)  # (N, O, OH, OW) -> (O, OH, OW, N)
     dbias = grad.reshape(len(grad), -1).sum(axis=1) if has_bias else None  # (CONV.4)
     if path == "dense":
-        dense_weight = _block_diagonal(weight, groups)
+        dense_weight = block_diagonal(weight, groups)
         dx, dweight = kernels.run(grouped_backward, grad, maps, dense_weight, stride, padding, dilation, 1)
-        dweight = _diagonal_blocks(dweight, groups)
+        dweight = diagonal_blocks(dweight, groups)
     elif path == "grouped":
         dx, dweight = kernels.run(grouped_backward, grad, maps, weight, stride, padding, dilation, groups)
     elif path == "depthwise":
@@ -166,30 +167,11 @@ def _out_size(x, weight_shape, stride, padding, dilation):
     return tuple(map(output_size, x.shape[1:3], weight_shape[2:], stride, padding, dilation))
 
 
-def _block_diagonal(weight, groups):
-    """The weight of the same convolution in one group: (O, C/groups, KH, KW) -> (O, C, KH, KW), zero between groups."""
-    if groups == 1:
-        return weight
-    outs, ins = len(weight) // groups, weight.shape[1]
-    dense = get_array_module(weight).zeros((groups, outs, groups, *weight.shape[1:]), weight.dtype)
-    for g in range(groups):
-        dense[g, :, g] = weight[g * outs : (g + 1) * outs]
-    return dense.reshape(len(weight), groups * ins, *weight.shape[2:])
-
-
-def _diagonal_blocks(dense, groups):
-    """The blocks of `_block_diagonal`, of its gradient: (O, C, KH, KW) -> (O, C/groups, KH, KW)."""
-    if groups == 1:
-        return dense
-    blocks = dense.reshape(groups, len(dense) // groups, groups, -1, *dense.shape[2:])
-    return get_array_module(dense).concatenate([blocks[g, :, g] for g in range(groups)])
-
-
 class Conv2d(Module):
     """Convolution of (N, in_channels, H, W) with any kernel size, stride, padding, dilation and number of groups.
 
     Attributes:
-        weight: (out_channels, in_channels/groups, KH, KW), drawn from N(0, 2/fan_out) (`init.fan_out_normal`).
+        weight: (out_channels, in_channels/groups, KH, KW), from N(0, 2/fan_out) (`init.fan_out_normal`).
         bias: (out_channels,), zeros; None with `bias=False`.
         path: how it is computed; see the module's docstring. Settable where the geometry allows.
 
@@ -247,16 +229,9 @@ class Conv2d(Module):
     def forward(self, x):
         """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
         self.require(x, "N", self.in_channels, "H", "W")
-        for axis, k in (("H", 0), ("W", 1)):
-            size, kernel, padding, dilation = x.shape[2 + k], self.kernel_size[k], self.padding[k], self.dilation[k]
-            if dilation * (kernel - 1) + 1 > size + 2 * padding:
-                raise ValueError(
-                    f"Conv2d: the kernel spans {dilation * (kernel - 1) + 1} pixels along {axis}, "
-                    f"more than the padded input's {size + 2 * padding} (x of shape {x.shape}, padding {padding})"
-                )
-        bias = self.bias.data if self.bias else None
-        geometry = self.stride, self.padding, self.dilation, self.groups, self.path
-        y, cache = conv2d_forward(x, self.weight.data, bias, *geometry)
+        require_room(self.name, x.shape, self.kernel_size, self.padding, self.dilation)
+        parameters = self.weight.data, self.bias.data if self.bias else None
+        y, cache = conv2d_forward(x, *parameters, self.stride, self.padding, self.dilation, self.groups, self.path)
         self.save_cache(cache, y)
         return y
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from scratchnet.array import as_images, as_maps, get_array_module
 from scratchnet.module import Module
-from scratchnet.windows import output_size, pair, taps
+from scratchnet.windows import output_size, pair, require_room, taps
 
 NO_DILATION = (1, 1)
 
@@ -104,12 +104,7 @@ class AvgPool2d(Module):
     def forward(self, x):
         """Pool x (N, C, H, W) -> (N, C, OH, OW)."""
         self.require(x, "N", "C", "H", "W")
-        for axis, size, kernel, padding in zip("HW", x.shape[2:], self.kernel_size, self.padding, strict=True):
-            if kernel > size + 2 * padding:
-                raise ValueError(
-                    f"AvgPool2d: the kernel spans {kernel} pixels along {axis}, more than the padded input's "
-                    f"{size + 2 * padding} (x of shape {x.shape}, padding {padding})"
-                )
+        require_room(self.name, x.shape, self.kernel_size, self.padding, NO_DILATION)
         options = self.stride, self.padding, self.ceil_mode, self.count_include_pad
         y, cache = avg_pool2d_forward(x, self.kernel_size, *options)
         self.save_cache(cache, y)
