@@ -1,0 +1,87 @@
+"""`python -m scratchnet.gradcheck`: check every layer of the library, and a narrow MobileNetV2, and print one table.
+
+Exit code 1 when a gradient is wrong. The network is taken from `models/`, so run it from the checkout; elsewhere it is
+left out, and the table says so.
+"""
+
+import sys
+import time
+
+import numpy as np
+
+import scratchnet as sn
+from scratchnet.gradcheck import DIRECTIONS
+from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
+
+NETWORK_RTOL = 1e-11  # fifty layers deep, rounding alone comes to 1e-12
+NETWORK_SAMPLES = 2  # elements of each of its arrays
+
+
+def catalogue(rng):
+    """(name, module or pair of functions, x, whether to check eval mode too, gradcheck's options) for every layer."""
+
+    def away_from_kinks(*shape):
+        """Numbers below 0, between 0 and 6, and above 6, none of them within 0.05 of a bound."""
+        low = rng.choice([-3.0, 0.0, 6.0], shape)
+        return low + rng.uniform(0.05, 2.9, shape)
+
+    x = rng.standard_normal((3, 4, 7, 6))
+    f64 = {"dtype": np.float64, "rng": rng}
+    labels = rng.integers(0, 5, 4)
+    loss = (lambda z: cross_entropy_forward(z, labels, 0.1)), cross_entropy_backward
+    shortcut = sn.Residual(sn.Conv2d(4, 4, 3, padding=1, bias=False, **f64), sn.BatchNorm2d(4, dtype=np.float64))
+    yield "Conv2d dense", sn.Conv2d(4, 5, (3, 2), (2, 1), (1, 2), (1, 2), **f64), x, False, {}
+    yield "Conv2d grouped", sn.Conv2d(4, 6, 3, 2, 1, groups=2, **f64), x, False, {}
+    yield "Conv2d depthwise", sn.Conv2d(4, 4, 3, 2, 1, groups=4, **f64), x, False, {}
+    yield "Conv2d pointwise", sn.Conv2d(4, 5, 1, **f64), x, False, {}
+    yield "BatchNorm2d", sn.BatchNorm2d(4, dtype=np.float64), x, True, {}
+    yield "ReLU", sn.ReLU(), away_from_kinks(3, 4, 5, 6), False, {}
+    yield "ReLU6", sn.ReLU6(), away_from_kinks(3, 4, 5, 6), False, {}
+    yield "AvgPool2d", sn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), x, False, {}
+    yield "GlobalAvgPool2d", sn.GlobalAvgPool2d(), x, False, {}
+    yield "Flatten", sn.Flatten(), x, False, {}
+    yield "Linear", sn.Linear(7, 5, **f64), rng.standard_normal((4, 7)), False, {}
+    yield "Dropout", sn.Dropout(0.4, rng=rng), x, True, {}
+    yield "Residual", shortcut, x, True, {}
+    yield "cross entropy", loss, rng.standard_normal((4, 5)), False, {}
+    try:
+        from models import MobileNetV2
+    except ImportError:
+        print("models/ is not here: MobileNetV2 is left out")
+        return
+    for variant in ("cifar", "imagenet", "blog"):
+        network = MobileNetV2(10, 0.25, variant, dtype=np.float64, rng=rng)
+        picture = rng.standard_normal((2, 3, 32, 24) if variant != "cifar" else (2, 3, 16, 12))
+        yield f"MobileNetV2 {variant}", network, picture, True, {"rtol": NETWORK_RTOL, "samples": NETWORK_SAMPLES}
+
+
+def main():
+    """Print a line for each check as it is done; returns the exit code."""
+    rng = np.random.default_rng(0)
+    started, wrong, checks, elements, worst = time.perf_counter(), 0, 0, 0, 0.0
+    print(f"{'checked':<22} {'mode':<6} {'arrays':>6} {'elements':>9} {'worst error':>12} {'allowed':>8}  worst in")
+    for name, module, x, eval_too, options in catalogue(rng):
+        for mode in ("train", "eval") if eval_too else ("train",):
+            if isinstance(module, sn.Module):
+                module.train() if mode == "train" else module.eval()
+            try:
+                report = sn.gradcheck(module, x, rng=rng, **options)
+            except sn.GradientMismatch as error:
+                print(f"{name:<22} {mode:<6} WRONG: {error}")
+                wrong += 1
+                continue
+            arrays = report.rows[:-1]  # the last row is the adjoint test
+            row = max(report.rows, key=lambda row: row.error)
+            count = sum(r.checked for r in arrays)
+            checks, elements, worst = checks + 1, elements + count, max(worst, row.error)
+            print(
+                f"{name:<22} {mode:<6} {len(arrays):>6} {count:>9} {row.error:>12.1e} {report.rtol:>8.0e}  {row.name}"
+            )
+    seconds = time.perf_counter() - started
+    print(f"{checks} checks, {elements} elements, each also in {DIRECTIONS} directions at once; "
+          f"worst error {worst:.1e}; {wrong} wrong; {seconds:.0f} s")  # fmt: skip
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
