@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train MobileNetV2 on CIFAR-10, every gradient derived by hand.
 
-Exit codes: 0 done, 1 the loss diverged, 2 something asked for cannot be had, 130 and 143 stopped by a signal (resumable).
+Exit codes: 0 done, 1 the loss diverged or a file could not be written, 2 something asked for cannot be had, 130 and 143
+stopped by a signal; a stopped run is resumable.
 """
 
 import functools
@@ -47,6 +48,9 @@ def main(arguments=None):
         return 2
     except Diverged as error:
         console.say(f"stopped: {error}")
+        return 1
+    except OSError as error:
+        print(f"train_cifar.py: error: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except Interrupted as error:
         console.say(f"{error}; the same command with --resume goes on from here")
@@ -219,6 +223,7 @@ def say_header(trainer, args, data, test, source):
     say(f"          {macs / 1e6:.1f} million multiply-adds a picture")
     say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
     say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")
+    say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}")
     say(f"machine   {trainer.device}{threads}, NumPy {np.__version__}, seed {args.seed}")
     say(f"output    {args.out}")
     if args.trace:

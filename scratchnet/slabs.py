@@ -194,6 +194,17 @@ def get_num_threads():
     return _Pool.threads or 1
 
 
+def _after_fork():
+    """A forked child has the pool, but none of its threads: give it a pool of its own."""
+    if _Pool.threads is not None:
+        set_num_threads(_Pool.threads)
+    _pool.busy = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def parallel(function, items):
     """[function(item) for item in items], on all threads; the caller is one of them."""
     items = list(items)

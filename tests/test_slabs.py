@@ -4,6 +4,7 @@ The pictures here are small, so `small_slabs` makes the slabs smaller still.
 """
 
 import copy
+import os
 import re
 import threading
 import time
@@ -390,6 +391,22 @@ def test_set_num_threads_refuses(n):
 def test_set_num_threads_refuses_true():
     with pytest.raises(ValueError, match="^the number of threads must be a whole number of at least 1, got True$"):
         sn.set_num_threads(True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12: forking with threads
+def test_a_forked_child_computes_on_threads_of_its_own():
+    sn.set_num_threads(2)
+    slabs.parallel(lambda k: k, range(4))  # starts the parent's threads, which a child does not get
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if slabs.parallel(lambda k: k * k, range(4)) == [0, 1, 4, 9] else 1)
+    deadline = time.monotonic() + 20
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            pytest.fail("the child waits for threads that it does not have")
+        time.sleep(0.01)
 
 
 def test_number_of_threads_is_that_of_the_cores_unless_set():

@@ -165,6 +165,16 @@ def test_a_diverging_run_stops_with_one_line_and_exit_code_1(few_pictures, tmp_p
     assert "the loss is" in last and "lower --lr" in last
 
 
+def test_a_folder_that_goes_away_is_one_line_and_exit_code_1(few_pictures, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "last.npz"))
+
+    monkeypatch.setattr(trainer.checkpoint, "save_rotating", full)
+    assert run("--out", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert f"cannot use {tmp_path / 'last.npz'}: No space left on device" in error and error.count("\n") == 1
+
+
 BAD = {
     "no epochs": (["--epochs", "0"], "--epochs must be at least 1, got 0"),
     "negative seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
