@@ -11,6 +11,7 @@ from scratchnet.layers.activation import ReLU, ReLU6
 from scratchnet.layers.loss import CrossEntropyLoss
 from scratchnet.layers.norm import BatchNorm2d
 from scratchnet.layers.conv import Conv2d
+from scratchnet.layers import fused as fused
 from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
 from scratchnet.layers.dropout import Dropout
 from scratchnet.slabs import get_num_threads, set_num_threads

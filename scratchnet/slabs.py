@@ -27,14 +27,34 @@ SLAB_BYTES = 4 << 20  # measured: smaller slabs pay more for Python than they wi
 PARALLEL_BYTES = 1 << 18  # below this a slab is done sooner than a second thread wakes
 
 
+_fusions: list[tuple] = []  # (how many layers, the step that computes them as one)
+
+
+def fusion(count):
+    """Decorate a step: where its `matches(layers)` is true of `count` layers in a row, it takes their place."""
+
+    def decorate(step):
+        _fusions.append((count, step))
+        return step
+
+    return decorate
+
+
 def join_runs(chain):
-    """Steps of a chain of (name, layer): channelwise neighbours together, every other layer by itself."""
+    """Steps of a chain of (name, layer): fused neighbours, runs of channelwise ones, every other layer by itself."""
+    todo = list(chain)
     steps: list[Run] = []
-    for name, layer in chain:
-        if steps and layer.channelwise and steps[-1].channelwise:
-            steps[-1].layers.append((name, layer))
+    while todo:
+        for count, step in _fusions:
+            if len(todo) >= count and step.matches([layer for _, layer in todo[:count]]):
+                break
         else:
-            steps.append(Run([(name, layer)]))
+            count, step = 1, Run
+        if step is Run and steps and todo[0][1].channelwise and steps[-1].channelwise:
+            steps[-1].layers.append(todo[0])
+        else:
+            steps.append(step(todo[:count]))
+        todo = todo[count:]
     return steps
 
 
@@ -55,7 +75,7 @@ class Run:
 
     def forward(self, x):
         """Compute y, slab by slab where there are several."""
-        slabs = cut(x) if self.channelwise and self._fits(x) else []
+        slabs = cut(x) if self.channelwise and self.fits(x) else []
         if len(slabs) < 2:
             self.caches = None
             return _forward(self.layers, x)
@@ -69,9 +89,7 @@ class Run:
         """Compute dx, over the slabs of forward."""
         if self.caches is None:
             return _backward(self.layers, dy)
-        name, last = self.layers[-1]
-        with located(name):
-            last.require_gradient(dy, *self.expected)  # here, since a slab would see its own rows of dy only
+        self.require_gradient(dy)  # here, since a slab would see its own rows of dy only
         parts = [(rows, self._slab(rows, caches)) for rows, caches in self.caches]
         self.caches = None
         return _gather(lambda rows, part: _backward(part, dy[:, rows]), parts, dy.shape[1])
@@ -83,10 +101,16 @@ class Run:
             layer._cache = cache
         return part
 
-    def _fits(self, x):
+    def fits(self, x, channels=None):
         """Whether x has as many channels as each layer; if not, the layers themselves say so, about the whole of x."""
-        parameters = [parameter for _, layer in self.layers for parameter in layer.parameters()]
-        return array.is_array(x) and x.ndim > 1 and all(len(p.data) == x.shape[1] for p in parameters)
+        wanted = {channels} if channels else {len(p.data) for _, layer in self.layers for p in layer.parameters()}
+        return array.is_array(x) and x.ndim > 1 and wanted <= {x.shape[1]}
+
+    def require_gradient(self, dy):
+        """Refuse a dy that is not like the y of forward, in the name of the last layer."""
+        name, last = self.layers[-1]
+        with located(name):
+            last.require_gradient(dy, *self.expected)
 
 
 def _forward(layers, x):

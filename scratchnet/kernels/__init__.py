@@ -43,6 +43,11 @@ def use_kernels(enabled):
     _enabled = bool(enabled)
 
 
+def enabled():
+    """Whether kernels may be picked."""
+    return _enabled
+
+
 def registered():
     """Every kernel, as (name of the function, device, kernel)."""
     return [(name, device, kernel) for (name, device), found in _kernels.items() for _, kernel in found]

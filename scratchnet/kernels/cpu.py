@@ -11,7 +11,7 @@ import numpy as np
 from scratchnet.array import as_images, as_matrix
 from scratchnet.kernels import register
 from scratchnet.kernels.buffers import empty
-from scratchnet.slabs import parallel, split
+from scratchnet.slabs import PARALLEL_BYTES, parallel, split
 
 REAL = (np.float32, np.float64)
 CHUNK = 1 << 14  # columns of a matrix product that one thread computes at a time
@@ -117,3 +117,83 @@ def matmul_transposed(a, b):
 def _chunks(columns):
     count = max(1, round(columns / CHUNK))
     return split(columns, count + count % 2 if columns > CHUNK // 4 else 1)
+
+
+# The wide half of a 1×1 convolution with batch norm and ReLU6 (layers/fused.py) ---------------------------------------
+
+PANEL_BYTES = 1 << 19  # of the wide array: so many of its columns at a time stay in a core's cache
+SHARES = 8  # parts in which the columns go to the threads; the same for any number of threads
+
+
+@register("cpu", _is_real)
+def centre(rows):
+    """A share of columns on each thread; the means first, as sums of the shares' sums."""
+    shares = _shares(rows)
+    mean = sum(parallel(lambda columns: row_sums(rows[:, columns]), shares))[:, None] / rows.shape[1]
+    centred = empty(rows.shape, rows.dtype)
+
+    def share(columns):
+        part = np.subtract(rows[:, columns], mean, out=centred[:, columns])
+        return part @ part.T
+
+    return centred, mean, sum(parallel(share, shares)) / rows.shape[1]
+
+
+@register("cpu", _is_real)
+def subtract_affine(dx, mix, centred, shift):
+    """A panel of columns at a time."""
+
+    def share(columns):
+        for panel in _panels(columns, dx):
+            product = mix @ centred[:, panel]
+            product += shift
+            dx[:, panel] -= product
+
+    parallel(share, _shares(dx))
+
+
+@register("cpu", _is_real)
+def clipped_product(centred, scaled, beta):
+    """A panel of columns at a time: the product lands in the cache, and y is all that goes over memory."""
+    y = empty((len(scaled), centred.shape[1]), centred.dtype)
+
+    def share(columns):
+        for panel in _panels(columns, y):
+            product = scaled @ centred[:, panel]
+            product += beta[:, None]
+            np.clip(product, 0, 6, out=y[:, panel])
+
+    parallel(share, _shares(y))
+    return y
+
+
+@register("cpu", _is_real)
+def masked_products(grad, y, centred, scaled):
+    """A panel at a time: the masked gradient is used up in both products while it is in the cache."""
+    dx = empty(centred.shape, grad.dtype)
+    transposed = np.ascontiguousarray(scaled.T)
+
+    def share(columns):
+        products, dbeta = np.zeros(scaled.shape, grad.dtype), np.zeros(len(grad), grad.dtype)
+        for panel in _panels(columns, grad):
+            inside = np.greater(y[:, panel], 0)
+            inside &= np.less(y[:, panel], 6)
+            g = grad[:, panel] * inside
+            products += g @ centred[:, panel].T
+            dbeta += row_sums(g)
+            np.matmul(transposed, g, out=dx[:, panel])
+        return products, dbeta
+
+    shares = parallel(share, _shares(grad))
+    return dx, sum(products for products, _ in shares), sum(dbeta for _, dbeta in shares)
+
+
+def _shares(rows):
+    """The columns of a matrix in SHARES parts, or in one where it is too small for a second thread to be of use."""
+    return split(rows.shape[1], SHARES if rows.nbytes > PARALLEL_BYTES else 1)
+
+
+def _panels(columns, wide):
+    """The columns of a share, in panels of about PANEL_BYTES of the wide array."""
+    width = max(64, PANEL_BYTES // (len(wide) * wide.itemsize))
+    return [slice(k, min(k + width, columns.stop)) for k in range(columns.start, columns.stop, width)]

@@ -19,7 +19,7 @@ from scratchnet.module import Module
 def relu_forward(x):
     """Compute max(x, 0) for x of any shape (N, C, …); returns y and the cache for `relu_backward`."""
     rows = as_matrix(x)
-    y = as_images(_clip(rows, 0, None), x)  # (RELU.1)
+    y = as_images(clip(rows, 0, None), x)  # (RELU.1)
     return y, y
 
 
@@ -32,7 +32,7 @@ def relu_backward(dy, cache):
 def relu6_forward(x):
     """Compute min(max(x, 0), 6) for x of any shape (N, C, …); returns y and the cache for `relu6_backward`."""
     rows = as_matrix(x)
-    y = as_images(_clip(rows, 0, 6), x)  # (RELU6.1)
+    y = as_images(clip(rows, 0, 6), x)  # (RELU6.1)
     return y, y
 
 
@@ -42,7 +42,7 @@ def relu6_backward(dy, cache):
     return as_images(grad * ~((y.real <= 0) | (y.real >= 6)), dy)  # (RELU6.2)
 
 
-def _clip(x, low, high):
+def clip(x, low, high):
     """Clip, by the real part where x is complex: a complex step must not move the bounds."""
     xp = get_array_module(x)
     if x.dtype.kind != "c":

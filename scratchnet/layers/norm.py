@@ -124,7 +124,7 @@ class BatchNorm2d(Module):
                     f"BatchNorm2d: needs more than one value per channel in training mode, got x of shape {x.shape}"
                 )
             y, mean, var, cache = kernels.run(batch_norm_forward, x, weight, bias, self.eps)
-            self._track(mean, var, count)
+            self.track(mean, var, count)
         else:
             statistics = self.running_mean, self.running_var
             y, cache = kernels.run(frozen_batch_norm_forward, x, weight, bias, *statistics, self.eps)
@@ -139,7 +139,8 @@ class BatchNorm2d(Module):
         self.bias.grad += dbias
         return dx
 
-    def _track(self, mean, var, count):
+    def track(self, mean, var, count):
+        """Take the statistics of one more batch, each (C,), of `count` values a channel, into the running ones."""
         self.running_mean += self.momentum * (mean - self.running_mean)  # (BN.9)
         self.running_var += self.momentum * (var * (count / (count - 1)) - self.running_var)  # (BN.10)
         self.num_batches_tracked += 1

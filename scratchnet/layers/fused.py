@@ -1,0 +1,150 @@
+"""A 1×1 convolution, batch norm and ReLU6 as one: batch norm disappears into the convolution's weight.
+
+Seen by themselves the three are
+    Z = W X,    ẑ = (z - μ) · s,    y = clip(γ ẑ + β, 0, 6)
+with X (C × M) one column a pixel, Z (O × M), and μ, v, s = 1/√(v + eps) the statistics of each row of Z (norm.py). In an
+inverted residual block O is 6 C: Z is by far the largest array, and batch norm goes over it a dozen times. None of that is
+needed, since mean and variance of a linear map follow from those of its input, exactly.
+
+Forward
+    x̄ = Σ X / M,    Xc = X - x̄                                                             (FUSE.1)
+    K = Xc Xcᵀ / M                     the covariance of X, only C × C                      (FUSE.2)
+    v = diag(W K Wᵀ),    μ = W x̄       since Z - μ = W Xc                                   (FUSE.3)
+    W' = a W,    a = γ s                                                                   (FUSE.4)
+    Y = clip(W' Xc + β, 0, 6)          since γ ẑ = a (Z - μ) = W' Xc; Z is never made       (FUSE.5)
+
+Backward, from dy = ∂L/∂y
+    g  = dy where 0 < y < 6, else 0                                                        (FUSE.6)
+    dβ = Σ g                                                                               (FUSE.7)
+    P  = g Xcᵀ                         (O × C)                                              (FUSE.8)
+    dγ = Σ g ẑ = s · Σ_c W ∘ P         since ẑ = s W Xc                                     (FUSE.9)
+    Batch norm's own backward (BN.7) says dZ = a (g - dβ/M - ẑ dγ/M). It is put into the two products that the convolution
+    wants, dW = dZ Xᵀ and dX = Wᵀ dZ, and multiplied out. The rows of dZ sum to 0, so X may be Xc in the first; the rows
+    of Xc sum to 0, which takes the term with dβ away:
+    dW = a (P - s dγ · W K)                                                                (FUSE.10)
+    dX = W'ᵀ g - Wᵀ (a s dγ/M · W) Xc - Wᵀ (a dβ/M)                                         (FUSE.11)
+    in which the second matrix is C × C and the third term one column: neither dZ nor g has to be kept.
+
+`Sequential` puts this in the place of the three layers where it computes the same (see `FusedStep`). Both identities are
+exact; what differs from the three layers is rounding.
+"""
+
+from scratchnet import kernels
+from scratchnet.array import as_images, as_matrix, same_kind
+from scratchnet.layers.activation import ReLU6, clip
+from scratchnet.layers.conv import Conv2d
+from scratchnet.layers.norm import BatchNorm2d
+from scratchnet.slabs import Run, fusion
+
+
+def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
+    """Convolve 1×1, normalise by the batch's own statistics, clip to [0, 6].
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C, 1, 1).
+        gamma, beta: batch norm's weight and bias, (O,).
+        eps: added to the variance.
+
+    Returns:
+        y (N, O, H, W); mean and biased variance of the convolution's output, each (O,); the cache for the backward.
+    """
+    rows, matrix = as_matrix(x), weight[:, :, 0, 0]  # (N, C, H, W) -> (C, M)
+    centred, mean_x, covariance = kernels.run(centre, rows)
+    mean, var = matrix @ mean_x, ((matrix @ covariance) * matrix).sum(axis=1, keepdims=True)  # (FUSE.3)
+    inv_std = 1 / (var + eps) ** 0.5
+    scaled = gamma[:, None] * inv_std * matrix  # (FUSE.4)
+    y = kernels.run(clipped_product, centred, scaled, beta)  # (FUSE.5)
+    return as_images(y, x), mean[:, 0], var[:, 0], (y, centred, covariance, matrix, scaled, gamma, inv_std)
+
+
+def conv_norm_relu6_backward(dy, cache):
+    """Gradients of `conv_norm_relu6_forward`: dx (N, C, H, W), dweight (O, C, 1, 1), dgamma and dbeta (O,)."""
+    y, centred, covariance, matrix, scaled, gamma, inv_std = cache
+    dx, products, dbeta = kernels.run(masked_products, as_matrix(dy), y, centred, scaled)
+    m = dy.size // dy.shape[1]
+    dgamma = inv_std[:, 0] * (matrix * products).sum(axis=1)  # (FUSE.9)
+    a = gamma[:, None] * inv_std
+    through_var = inv_std * dgamma[:, None]
+    dweight = a * (products - through_var * (matrix @ covariance))  # (FUSE.10)
+    mix = matrix.T @ (a * through_var / m * matrix)
+    shift = matrix.T @ (a * dbeta[:, None] / m)
+    kernels.run(subtract_affine, dx, mix, centred, shift)  # (FUSE.11)
+    return as_images(dx, dy), dweight[:, :, None, None], dgamma, dbeta
+
+
+# What goes over whole arrays, the wide ones once each -----------------------------------------------------------------
+
+
+def centre(rows):
+    """Xc (C, M), x̄ (C, 1) and K (C, C) of X (C, M)."""
+    mean = rows.mean(axis=1, keepdims=True)
+    centred = rows - mean  # (FUSE.1)
+    return centred, mean, centred @ centred.T / rows.shape[1]  # (FUSE.2)
+
+
+def clipped_product(centred, scaled, beta):
+    """Y (O, M) of (FUSE.5), from Xc (C, M), W' (O, C) and β (O,)."""
+    return clip(scaled @ centred + beta[:, None], 0, 6)
+
+
+def masked_products(grad, y, centred, scaled):
+    """From dy and y (O, M): W'ᵀ g (C, M), the first term of (FUSE.11); P (O, C); dβ (O,)."""
+    g = grad * ~((y.real <= 0) | (y.real >= 6))  # (FUSE.6)
+    return scaled.T @ g, g @ centred.T, g.sum(axis=1)  # (FUSE.8), (FUSE.7)
+
+
+def subtract_affine(dx, mix, centred, shift):
+    """Take mix (C, C) · Xc and the column shift (C, 1) away from dx (C, M), in place."""
+    dx -= mix @ centred
+    dx -= shift
+
+
+@fusion(3)
+class FusedStep(Run):
+    """The three layers as one step of a `Sequential`, in training; without kernels and in eval mode, one by one."""
+
+    cache = None
+
+    @staticmethod
+    def matches(layers):
+        """Whether these three layers are such a convolution with a 1×1 kernel, batch norm and ReLU6."""
+        conv, norm, relu6 = layers
+        return (
+            (type(conv), type(norm), type(relu6)) == (Conv2d, BatchNorm2d, ReLU6)
+            and (conv.path, conv.stride, conv.bias) == ("pointwise", (1, 1), None)
+            and conv.in_channels <= conv.out_channels == norm.weight.data.size
+        )
+
+    def forward(self, x):
+        """Compute y, as the three layers would."""
+        (_, conv), (_, norm), _ = self.layers
+        self.cache = None
+        if not (kernels.enabled() and norm.training and self._fits_conv(x)):
+            return super().forward(x)
+        for _, layer in self.layers:
+            layer.drop_cache()
+        parameters = conv.weight.data, norm.weight.data, norm.bias.data
+        y, mean, var, self.cache = conv_norm_relu6_forward(x, *parameters, norm.eps)
+        norm.track(mean, var, x.size // x.shape[1])
+        self.expected = y.shape, y.dtype
+        return y
+
+    def backward(self, dy):
+        """Return dx; add to the gradients of convolution and batch norm."""
+        if self.cache is None:
+            return super().backward(dy)
+        (_, conv), (_, norm), _ = self.layers
+        self.require_gradient(dy)
+        cache, self.cache = self.cache, None
+        dx, dweight, dgamma, dbeta = conv_norm_relu6_backward(dy, cache)
+        conv.weight.grad += dweight
+        norm.weight.grad += dgamma
+        norm.bias.grad += dbeta
+        return dx
+
+    def _fits_conv(self, x):
+        """Whether the layers would take x; if not, they themselves are to say why."""
+        weight = self.layers[0][1].weight.data
+        shaped = self.fits(x, weight.shape[1]) and x.ndim == 4 and x.size > x.shape[1]
+        return shaped and same_kind(x, weight) is None

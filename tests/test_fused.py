@@ -1,0 +1,181 @@
+"""A 1×1 convolution, batch norm and ReLU6 as one step: the same as the three layers, and only where it may be."""
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import rngs
+
+import scratchnet as sn
+from scratchnet.layers import fused
+from scratchnet.layers.fused import FusedStep, conv_norm_relu6_backward, conv_norm_relu6_forward
+
+SIZES = st.tuples(*(st.integers(1, most) for most in (4, 5, 4, 3)))  # N, C, H, W
+
+
+def network(rng, channels, outs, dtype=np.float64, shift=0.5):
+    """The three layers, with parameters that put numbers on both sides of each bound."""
+    layers = (
+        sn.Conv2d(channels, outs, 1, bias=False, dtype=dtype, rng=rng),
+        sn.BatchNorm2d(outs, dtype=dtype),
+        sn.ReLU6(),
+    )
+    layers[1].weight.data[...] = rng.uniform(1.5, 3.0, outs)
+    layers[1].bias.data[...] = rng.uniform(0.0, 6.0, outs) + shift
+    return sn.Sequential(*layers)
+
+
+def everything(net, x, dy):
+    """Y, dx, gradients and statistics of one step."""
+    net.zero_grad()
+    y = net(x)
+    dx = net.backward(dy)
+    return {"y": y, "dx": dx, **{n: p.grad.copy() for n, p in net.named_parameters()}, **net.state_dict()}
+
+
+def is_fused(net):
+    return isinstance(net._steps[0], FusedStep) and net._steps[0].cache is not None
+
+
+@given(rngs(), SIZES, st.integers(0, 4))
+def test_it_is_the_three_layers(rng, size, more):
+    n, c, h, w = size
+    x = rng.standard_normal((n + 1, c, h, w)) + rng.uniform(-3, 3, (1, c, 1, 1))
+    net = network(rng, c, c + more)
+    dy = rng.standard_normal((n + 1, c + more, h, w))
+    twin = copy.deepcopy(net)
+    one = everything(net, x, dy)
+    sn.use_kernels(False)
+    three = everything(twin, x, dy)
+    sn.use_kernels(True)
+    for name, value in three.items():
+        scale = max(np.abs(value).max(), 1e-2)  # gradients that are truly 0 are judged by this
+        assert np.abs(one[name] - value).max() <= 1e-10 * scale, name
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@given(rng=rngs())
+def test_backward_is_the_derivative(kernels, rng):
+    x, weight = rng.standard_normal((3, 4, 5, 2)), rng.standard_normal((7, 4, 1, 1))
+    gamma, beta = rng.uniform(0.5, 1.5, 7), rng.uniform(1.0, 3.0, 7)
+
+    def forward(x, weight, gamma, beta):
+        y, _, _, cache = conv_norm_relu6_forward(x, weight, gamma, beta, 1e-5)
+        return y, cache
+
+    sn.use_kernels(kernels)
+    report = sn.gradcheck((forward, conv_norm_relu6_backward), (x, weight, gamma, beta), rng=rng)
+    assert len(report.rows) == 5 and report.rtol == 1e-12
+
+
+def test_sequential_fuses_in_training_and_not_in_eval_mode_nor_without_kernels():
+    rng = np.random.default_rng(0)
+    net, x = network(rng, 3, 5), rng.standard_normal((4, 3, 5, 2))
+    net(x)
+    assert is_fused(net) and net[1].num_batches_tracked == 1
+    net.eval(save=True)(x)
+    assert not is_fused(net)
+    sn.use_kernels(False)
+    net.train()(x)
+    assert not is_fused(net)
+
+
+@pytest.mark.parametrize(
+    ("layers", "why"),
+    [
+        (lambda: (sn.Conv2d(3, 5, 1), sn.BatchNorm2d(5), sn.ReLU6()), "a bias"),
+        (lambda: (sn.Conv2d(3, 5, 1, stride=2, bias=False), sn.BatchNorm2d(5), sn.ReLU6()), "a stride"),
+        (lambda: (sn.Conv2d(3, 5, 3, bias=False), sn.BatchNorm2d(5), sn.ReLU6()), "a window"),
+        (lambda: (sn.Conv2d(3, 2, 1, bias=False), sn.BatchNorm2d(2), sn.ReLU6()), "fewer outputs than inputs"),
+        (lambda: (sn.Conv2d(3, 5, 1, bias=False), sn.BatchNorm2d(5), sn.ReLU()), "another rectifier"),
+        (lambda: (sn.Conv2d(3, 5, 1, bias=False), sn.BatchNorm2d(4), sn.ReLU6()), "channels that do not fit"),
+    ],
+)
+def test_what_is_not_fused(layers, why):
+    assert not FusedStep.matches(list(layers())), why
+
+
+def test_a_dense_path_is_not_fused():
+    net = network(np.random.default_rng(0), 3, 5)
+    assert FusedStep.matches(list(net))
+    net[0].path = "dense"
+    assert not FusedStep.matches(list(net))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones((2, 4, 3, 3)), r"^0 Conv2d: expected 3 input channels, got x of shape \(2, 4, 3, 3\)"),
+        (np.ones((2, 3, 3)), r"^0 Conv2d: expected x of shape \(N, 3, H, W\)"),
+        (np.ones((0, 3, 3, 3)), "^0 Conv2d: x of shape .* is empty"),
+        (np.ones((2, 3, 3, 3), np.float32), "^0 Conv2d: x is float32 and the parameters are float64"),
+        (np.ones((1, 3, 1, 1)), "^1 BatchNorm2d: needs more than one value per channel"),
+        ([[1.0]], "^0 Conv2d: expected a NumPy or CuPy array"),
+    ],
+)
+def test_bad_input_is_refused_by_the_layer_whose_rule_it_breaks(x, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        network(np.random.default_rng(0), 3, 5)(x)
+
+
+def test_backward_is_one_shot_and_checks_dy():
+    rng = np.random.default_rng(0)
+    net, x = network(rng, 3, 5), rng.standard_normal((4, 3, 5, 2))
+    y = net(x)
+    with pytest.raises(ValueError, match=r"^2 ReLU6: expected dy of shape \(4, 5, 5, 2\), .* got \(4, 5, 2, 5\)"):
+        net.backward(y.swapaxes(2, 3))
+    net.backward(y)
+    with pytest.raises(RuntimeError, match="^2 ReLU6: nothing saved for backward"):
+        net.backward(y)
+
+
+def test_float32_stays_float32_and_inputs_stay_as_they_are():
+    rng = np.random.default_rng(0)
+    net, x = network(rng, 3, 5, np.float32), rng.standard_normal((4, 3, 5, 2)).astype(np.float32)
+    before = x.copy()
+    for name, value in everything(net, x, np.ones((4, 5, 5, 2), np.float32)).items():
+        assert value.dtype == (np.int64 if "tracked" in name else np.float32), name
+    assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("channels", [(3, 5), (24, 144)])
+def test_one_thread_and_two_give_the_same_bits_also_in_many_panels(channels, monkeypatch):
+    monkeypatch.setattr("scratchnet.kernels.cpu.PANEL_BYTES", 1 << 12)
+    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_BYTES", 0)
+    results = []
+    for threads in (1, 2):
+        sn.set_num_threads(threads)
+        rng = np.random.default_rng(0)
+        net, x = network(rng, *channels, np.float32), rng.standard_normal((16, channels[0], 9, 7)).astype(np.float32)
+        dy = rng.standard_normal((16, channels[1], 9, 7)).astype(np.float32)
+        results.append({name: value.tobytes() for name, value in everything(net, x, dy).items()})
+    assert results[0] == results[1]
+
+
+def test_kernels_are_the_functions_of_this_file_in_panels(monkeypatch):
+    monkeypatch.setattr("scratchnet.kernels.cpu.PANEL_BYTES", 1 << 10)
+    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_BYTES", 0)
+    rng = np.random.default_rng(0)
+    rows, dy = rng.standard_normal((4, 517)), rng.standard_normal((9, 517))
+    scaled, beta = rng.standard_normal((9, 4)), rng.uniform(0, 3, 9)
+    y = fused.clipped_product(rows, scaled, beta)
+    for name, args in {
+        "centre": (rows,),
+        "clipped_product": (rows, scaled, beta),
+        "masked_products": (dy, y, rows, scaled),
+    }.items():
+        plain = getattr(fused, name)
+        kernel = sn.kernels.pick(plain, *args)
+        assert kernel is not plain
+        for ours, theirs in zip(np.atleast_1d(kernel(*args)) if name == "clipped_product" else kernel(*args),
+                                plain(*args), strict=True):  # fmt: skip
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
+    dx = rng.standard_normal((4, 517))
+    twins = dx.copy(), dx.copy()
+    mix, shift = rng.standard_normal((4, 4)), rng.standard_normal((4, 1))
+    fused.subtract_affine(twins[0], mix, rows, shift)
+    sn.kernels.run(fused.subtract_affine, twins[1], mix, rows, shift)
+    np.testing.assert_allclose(twins[1], twins[0], rtol=0, atol=1e-12)
+    assert not np.allclose(twins[0], dx)
