@@ -29,7 +29,7 @@ CASES = {  # name: (variant, width, picture size, batch)
 }
 ENGINES = ("scratchnet", "torch-nchw", "torch-channels-last")
 SECONDS = 4.0  # each child measures for about so long
-TIMEOUT = 60.0  # seconds; a child that takes longer has failed
+TIMEOUT = 40.0  # seconds; a child that takes longer has failed
 LR, MOMENTUM = 0.05, 0.9
 
 

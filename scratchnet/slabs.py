@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from scratchnet import array
 
-SLAB_BYTES = 4 << 20  # measured: smaller slabs pay more for Python than they win from the inner caches
+SLAB_BYTES = 8 << 20  # measured: smaller slabs pay more for Python and its lock than they win from the inner caches
 PARALLEL_BYTES = 1 << 18  # below this a slab is done sooner than a second thread wakes
 
 

@@ -121,7 +121,7 @@ def _chunks(columns):
 
 # The wide half of a 1×1 convolution with batch norm and ReLU6 (layers/fused.py) ---------------------------------------
 
-PANEL_BYTES = 1 << 19  # of the wide array: so many of its columns at a time stay in a core's cache
+PANEL_BYTES = 1 << 20  # of the wide array: so many of its columns at a time stay in a core's cache
 SHARES = 8  # parts in which the columns go to the threads; the same for any number of threads
 
 
