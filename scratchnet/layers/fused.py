@@ -145,6 +145,6 @@ class FusedStep(Run):
 
     def _fits_conv(self, x):
         """Whether the layers would take x; if not, they themselves are to say why."""
-        weight = self.layers[0][1].weight.data
-        shaped = self.fits(x, weight.shape[1]) and x.ndim == 4 and x.size > x.shape[1]
-        return shaped and same_kind(x, weight) is None
+        conv = self.layers[0][1]
+        shaped = self.fits(x, conv.in_channels) and x.ndim == 4 and x.size > x.shape[1]
+        return shaped and same_kind(x, conv.weight.data) is None
