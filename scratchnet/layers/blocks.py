@@ -10,16 +10,17 @@ def block_diagonal(weight, groups):
     """The weight of the same convolution in one group: (O, C/groups, KH, KW) -> (O, C, KH, KW), zero between groups."""
     if groups == 1:
         return weight
-    outs, ins = len(weight) // groups, weight.shape[1]
-    dense = get_array_module(weight).zeros((groups, outs, groups, *weight.shape[1:]), weight.dtype)
-    for g in range(groups):
-        dense[g, :, g] = weight[g * outs : (g + 1) * outs]
-    return dense.reshape(len(weight), groups * ins, *weight.shape[2:])
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])  # (G, O/G, C/G, KH, KW)
+    dense = get_array_module(weight).zeros((*blocks.shape[:2], groups, *blocks.shape[2:]), weight.dtype)
+    group = get_array_module(weight).arange(groups)
+    dense[group, :, group] = blocks  # group g of the outputs reads group g of the inputs
+    return dense.reshape(len(weight), -1, *weight.shape[2:])
 
 
 def diagonal_blocks(dense, groups):
     """The blocks of `block_diagonal`, of its gradient: (O, C, KH, KW) -> (O, C/groups, KH, KW)."""
     if groups == 1:
         return dense
-    blocks = dense.reshape(groups, len(dense) // groups, groups, -1, *dense.shape[2:])
-    return get_array_module(dense).concatenate([blocks[g, :, g] for g in range(groups)])
+    group = get_array_module(dense).arange(groups)
+    blocks = dense.reshape(groups, len(dense) // groups, groups, -1, *dense.shape[2:])[group, :, group]
+    return blocks.reshape(len(dense), -1, *dense.shape[2:])
