@@ -3,19 +3,21 @@
 HYPOTHESIS_PROFILE=dev        20 drawn cases a property (the default)
 HYPOTHESIS_PROFILE=ci         200, the same ones every time (the default where CI is set)
 HYPOTHESIS_PROFILE=nightly    5,000, new ones every time, failures kept in .hypothesis
-HYPOTHESIS_PROFILE=mutation   20, the same ones every time (mutation.py sets it)
+HYPOTHESIS_PROFILE=mutation   20, the same ones every time, not shrunk: that it fails is all (mutation.py sets it)
 """
 
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 import scratchnet as sn
 
 settings.register_profile("dev", max_examples=20, deadline=None)
-settings.register_profile("mutation", max_examples=20, deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "mutation", max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.register_profile(
     "nightly", max_examples=5000, deadline=None, database=DirectoryBasedExampleDatabase(".hypothesis/examples")

@@ -5,7 +5,7 @@
 
 Runs mutmut over the files that `[tool.mutmut]` of pyproject.toml names (or over the mutants that match a pattern, such as
 `scratchnet.layers.norm*`), one child at a time, since more would share hypothesis' and the pool's state, and prints the
-counts and each survivor's change. PyTorch must not be installed in that environment: a forked child cannot use its threads,
+counts and each survivor's change; what an earlier run checked counts too. PyTorch must not be installed in that environment: a forked child cannot use its threads,
 and the reference in loops is the oracle here.
 """
 
@@ -33,7 +33,8 @@ def main(patterns):
     mutmut("run", "--max-children", "1", *patterns, show=True)
     outcome = dict(re.findall(r"^\s*(\S+__mutmut_\d+): (.+)$", mutmut("results", "--all", "true"), re.M))
     print(", ".join(f"{count} {what}" for what, count in sorted(Counter(outcome.values()).items())))
-    survivors = [name for name, what in outcome.items() if what not in ("killed", "caught by type check")]
+    noticed = ("killed", "timeout", "caught by type check", "not checked")
+    survivors = [name for name, what in outcome.items() if what not in noticed]
     for name in survivors:
         change = [line for line in mutmut("show", name).splitlines() if re.match(r"[-+](?![-+])", line)]
         print(f"\n{name}: {outcome[name]}", *change, sep="\n")

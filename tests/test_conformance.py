@@ -334,6 +334,18 @@ def inside(module):
     return sn.Sequential({"a": sn.Sequential({"b": module})})
 
 
+@each_row(rows=[row for row in CACHING if not row.name.startswith("cross entropy")])  # whose dloss is a number
+def test_a_dy_that_does_not_fit_is_refused_and_the_right_one_still_works(case):
+    module, x, dy = case.build()
+    outer = inside(module)
+    outer(x)
+    with pytest.raises(ValueError, match=r"^a\.b.* \w+: expected dy of shape"):
+        outer.backward(np.concatenate([dy, dy]))
+    with pytest.raises(TypeError, match=r"^a\.b.* \w+: expected dy of dtype"):
+        outer.backward(dy.astype(np.float32))
+    outer.backward(dy)
+
+
 @each_row(rows=CACHING)
 def test_a_second_backward_raises(case):
     module, x, dy = case.build()

@@ -139,6 +139,10 @@ def test_p_out_of_range_is_named(p):
         sn.Dropout(p, rng=np.random.default_rng(0))
 
 
+def test_half_is_dropped_unless_said_otherwise():
+    assert sn.Dropout(rng=np.random.default_rng(0)).p == 0.5
+
+
 @pytest.mark.parametrize("rng", [None, 7, np.random.RandomState(0), np.random])
 def test_anything_but_a_generator_is_refused(rng):
     with pytest.raises(TypeError, match=rf"^Dropout: rng must be a numpy.random.Generator, got {type(rng).__name__}$"):

@@ -711,6 +711,14 @@ def test_on_a_kink_a_complex_step_stays_on_the_layers_side_and_a_difference_stra
             sn.gradcheck(layer(), x, method=method)
 
 
+@given(rngs(), geometries(kernel=(3, 3), groups=1))
+def test_a_dead_channel_sits_on_a_kink_and_a_complex_step_does_not_push_it_off(rng, g):
+    """Pictures of zeros among others: zeros all the way, where h² of a larger h would open the rectifier by rounding."""
+    x, _, _ = g.arrays(rng)
+    x[rng.random(g.n) < 0.7] = 0
+    sn.gradcheck(sn.Sequential(g.layer(rng, bias=False), sn.ReLU6()), x, rng=rng)
+
+
 def test_nearer_to_a_kink_than_a_step_a_difference_crosses_it():
     x = X.copy()
     x[1, 2, 3, 2] = 1e-6

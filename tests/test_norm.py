@@ -351,6 +351,13 @@ def test_what_a_new_layer_holds():
     assert (layer.eps, layer.momentum) == (1e-5, 0.1)
 
 
+@pytest.mark.parametrize("channels", [0, -1, 2.0, True, "3"])
+def test_a_number_of_channels_that_is_none_is_named(channels):
+    message = rf"^BatchNorm2d: num_features must be an int of at least 1, got {channels!r}$"
+    with pytest.raises(ValueError, match=message):
+        sn.BatchNorm2d(channels)
+
+
 BAD_INPUT = [
     ((2, 5, 4, 3), ValueError, r"^BatchNorm2d: expected 7 input channels, got x of shape \(2, 5, 4, 3\)$"),
     ((2, 7), ValueError, r"^BatchNorm2d: expected x of shape \(N, 7, H, W\), got x of shape \(2, 7\)$"),

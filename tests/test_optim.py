@@ -174,6 +174,24 @@ def test_a_resumed_optimizer_goes_on_with_the_same_bits(kind, case):
     assert all(np.array_equal(a.data, b.data) for a, b in zip(whole, again, strict=True))
 
 
+def test_defaults_are_pytorchs():
+    """Each default written out gives the bits of the default left out: PyTorch's own tests are skipped without it."""
+    adam = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+    spelt = [(SGD, {"lr": 0.1}, {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0})]
+    spelt += [(Adam, {}, adam | {"weight_decay": 0.0}), (AdamW, {}, adam | {"weight_decay": 1e-2})]
+    for kind, given_, defaults in spelt:
+        out, written = make_parameters(), make_parameters()
+        train(kind(out, **given_), out, np.random.default_rng(6), 3)
+        train(kind(written, **given_, **defaults), written, np.random.default_rng(6), 3)
+        assert all(np.array_equal(a.data, b.data) for a, b in zip(out, written, strict=True)), kind
+
+
+def test_a_run_that_has_not_begun_can_be_resumed():
+    optimizer = Adam(make_parameters())
+    optimizer.load_state_dict(Adam(make_parameters()).state_dict())
+    assert optimizer.steps == 0
+
+
 def test_slots_are_named_after_the_parameters():
     a, b = Parameter(np.ones((2, 3))), Parameter(np.ones(4))
     assert set(SGD([a, b], 0.1).state_dict()) == {"step"}
@@ -219,11 +237,11 @@ BAD = [
     (lambda p: SGD([p], lr=math.inf), "lr must be .*, got inf"),
     (lambda p: SGD([p], lr=0.1, momentum=1), r"momentum must be in \[0, 1\), got 1"),
     (lambda p: SGD([p], lr=0.1, momentum=-0.1), "momentum must be .*, got -0.1"),
-    (lambda p: SGD([p], lr=0.1, nesterov=True), "nesterov needs a momentum above 0"),
+    (lambda p: SGD([p], lr=0.1, nesterov=True), "^SGD: nesterov needs a momentum above 0, got 0$"),
     (lambda p: SGD([p], lr=0.1, weight_decay=-1), r"weight_decay must be in \[0, inf\), got -1"),
     (lambda p: Adam([p], betas=(1.0, 0.9)), r"Adam: betas\[0\] must be in \[0, 1\), got 1.0"),
     (lambda p: AdamW([p], betas=(0.9, -0.1)), r"AdamW: betas\[1\] must be in \[0, 1\), got -0.1"),
-    (lambda p: Adam([p], betas=(0.9,)), "betas must be two numbers"),
+    (lambda p: Adam([p], betas=(0.9,)), "^Adam: betas must be two numbers"),
     (lambda p: Adam([p], eps=-1e-8), "eps must be .*, got -1e-08"),
     (lambda p: setattr(SGD([p], lr=0.1), "lr", -0.1), "SGD: lr must be"),
     (lambda p: SGD([p.data], lr=0.1), "SGD: params must hold Parameters .* got a ndarray"),

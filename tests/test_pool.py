@@ -271,3 +271,9 @@ def test_upstream_gradients_that_do_not_fit(dy, error, message):
 def test_the_stride_is_the_kernel_unless_said_otherwise():
     assert sn.AvgPool2d((2, 3)).stride == (2, 3)
     assert sn.AvgPool2d((2, 3), 1).stride == (1, 1)
+
+
+def test_padding_counts_unless_said_otherwise():
+    ones = np.ones((2, 1, 3, 4))
+    assert sn.AvgPool2d(2, padding=1)(ones)[0, 0, 0, 0] == 0.25
+    assert sn.AvgPool2d(2, padding=1, count_include_pad=False)(ones)[0, 0, 0, 0] == 1

@@ -62,11 +62,18 @@ def test_cosine_rises_in_a_line_meets_its_peak_after_the_warm_up_and_falls(total
 
 
 @settings(deadline=None)
-@given(TOTALS, RATES, FRACTIONS)
-def test_cosine_would_reach_its_final_rate_one_step_after_the_last(total, lr, share):
+@given(TOTALS, RATES, FRACTIONS, st.integers(0, 199))
+def test_cosine_would_reach_its_final_rate_one_step_after_the_last(total, lr, share, warmup):
+    assume(warmup < total)
     final = share * lr
-    above = (lr - final) * math.sin(math.pi / (2 * total)) ** 2  # ½ (1 + cos(π - x)) = sin² ½x
-    assert cosine(total - 1, total, lr, final=final) == pytest.approx(final + above, rel=1e-9, abs=1e-12 * lr)
+    above = (lr - final) * math.sin(math.pi / (2 * (total - warmup))) ** 2  # ½ (1 + cos(π - x)) = sin² ½x
+    last = cosine(total - 1, total, lr, warmup=warmup, final=final)
+    assert last == pytest.approx(final + above, rel=1e-9, abs=1e-12 * lr)
+
+
+def test_cosine_ends_at_0_unless_told_otherwise_and_may_end_where_it_began():
+    assert curve(cosine, 4, 0.2) == curve(cosine, 4, 0.2, warmup=0, final=0.0)
+    assert curve(cosine, 4, 0.2, final=0.2) == pytest.approx([0.2] * 4)
 
 
 @settings(deadline=None)
@@ -81,6 +88,33 @@ def test_one_cycle_rises_falls_and_ends_at_its_final_rate(total, lr, fraction):
         assert rates[-1] == pytest.approx(lr / 1000)
     if peak > 0:
         assert rates[0] == pytest.approx(lr / 20)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 60), RATES, FRACTIONS, st.floats(1, 100), st.floats(1, 1e5))
+def test_one_cycle_is_two_half_waves(total, lr, fraction, start_div, final_div):
+    """With sin² ½πs, which rises from 0 to 1 as s does, in place of the cosine."""
+    peak, low, last = fraction * total - 1, lr / start_div, lr / start_div / final_div
+    assume(abs(peak) > 1e-6)
+    for step in range(total):
+        if step <= peak:
+            want = low + (lr - low) * math.sin(math.pi / 2 * step / peak) ** 2
+        else:
+            want = lr - (lr - last) * math.sin(math.pi / 2 * (step - peak) / (total - 1 - peak)) ** 2
+        rate = one_cycle(step, total, lr, warmup_fraction=fraction, start_div=start_div, final_div=final_div)
+        assert rate == pytest.approx(want, rel=1e-9, abs=1e-12 * lr)
+
+
+def test_one_cycle_by_default_rises_from_a_25th_for_0_3_of_the_run_and_ends_10000_times_lower():
+    rates = curve(one_cycle, 10, 1.0)
+    assert rates[0] == pytest.approx(1 / 25) and rates[2] == 1.0 and rates[-1] == pytest.approx(1 / 25 / 1e4)
+
+
+def test_options_at_the_ends_of_their_ranges_are_taken():
+    assert curve(one_cycle, 4, 0.5, start_div=1, final_div=1) == [0.5] * 4
+    assert one_cycle(3, 4, 0.5, warmup_fraction=1) == 0.5  # nothing but the rise
+    assert one_cycle(0, 4, 0.5, warmup_fraction=0) < 0.5  # the fall began one step before the first
+    assert curve(multi_step, 4, 1.0, milestones=(0, 1), gamma=0.5) == [0.5] * 4
 
 
 def test_one_cycle_holds_lr_at_its_peak():
@@ -154,6 +188,7 @@ BAD = [
     (lambda f: f(0, 0, 0.1), "total must be at least 1 step, got 0"),
     (lambda f: f(0, 10, -0.1), "lr must be at least 0 and finite, got -0.1"),
     (lambda f: f(0, 10, math.nan), "lr must be at least 0 and finite, got nan"),
+    (lambda f: f(0, 10, math.inf), "lr must be at least 0 and finite, got inf"),
     (lambda f: f(math.nan, 10, 0.1), "step must be in .*got nan"),
 ]
 
@@ -175,7 +210,9 @@ BAD_OPTIONS = [
     (one_cycle, dict(warmup_fraction=math.nan), "warmup_fraction must be"),
     (one_cycle, dict(start_div=0.5), "start_div and final_div must be at least 1, got 0.5"),
     (one_cycle, dict(final_div=0.0), "start_div and final_div must be at least 1, got 25.0, 0.0"),
-    (multi_step, dict(milestones=(0.5, 30)), r"milestones must be fractions in \[0, 1\]"),
+    (one_cycle, dict(start_div=math.inf), "start_div and final_div must be at least 1, got inf"),
+    (one_cycle, dict(final_div=math.inf), "start_div and final_div must be at least 1, got 25.0, inf"),
+    (multi_step, dict(milestones=(0.5, 1.5)), r"milestones must be fractions in \[0, 1\]"),
     (multi_step, dict(gamma=-1), "gamma must be at least 0"),
 ]
 

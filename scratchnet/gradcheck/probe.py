@@ -2,8 +2,10 @@
 
 Complex step (Squire and Trapp 1998): for an analytic f and a tiny h,
     f(x + ih) = f(x) + ih f'(x) - …      so      f'(x) = Im f(x + ih) / h                    (STEP.1)
-Nothing is subtracted, so nothing cancels, h can be 1e-20, and the result is exact to rounding. The layers' functions take
+Nothing is subtracted, so nothing cancels, h can be 1e-200, and the result is exact to rounding. The layers' functions take
 complex numbers for this reason alone.
+So small an h also makes h² = 0 in float64, and real parts stay what they are without a step: with h = 1e-20 a product of
+two stepped numbers, -h² where it was 0, would fall to either side of the kink at 0 that whole dead channels sit on.
 
 Differences, for an f that is not analytic code, pay for the subtraction:
     central      f'(x) ≈ (f(x + h) - f(x - h)) / 2h                            error ~ h²    (STEP.2)
@@ -20,7 +22,7 @@ from scratchnet.module import Module, Parameter
 
 # method: (default rtol, step as a fraction of the values' size, [(multiple of the step, weight)])
 METHODS: dict[str, tuple] = {
-    "complex-step": (1e-12, 1e-20, [(1j, 1.0)]),  # (STEP.1)
+    "complex-step": (1e-12, 1e-200, [(1j, 1.0)]),  # (STEP.1)
     "finite-difference": (1e-7, 1e-5, [(1, 0.5), (-1, -0.5)]),  # (STEP.2)
     "four-point": (1e-9, 1e-3, [(1, 8 / 12), (-1, -8 / 12), (2, -1 / 12), (-2, 1 / 12)]),  # (STEP.3)
 }

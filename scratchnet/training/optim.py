@@ -161,7 +161,7 @@ class Optimizer:
         from scratchnet.training.checkpoint import expect
 
         what = f"state of {type(self).__name__}"
-        expect(state, dict(self._flat_slots()) | {"step": np.array(self.steps, np.int64)}, what)
+        expect(state, self.state_dict(), what)
         if int(state["step"]) < 0:
             raise ValueError(f"{what}: step must be at least 0, got {int(state['step'])}")
         for key, slot in self._flat_slots():
