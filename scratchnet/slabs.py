@@ -19,12 +19,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from scratchnet import array
 
 SLAB_BYTES = 8 << 20  # measured: smaller slabs pay more for Python and its lock than they win from the inner caches
 PARALLEL_BYTES = 1 << 18  # below this a slab is done sooner than a second thread wakes
+BUFFER = 1024  # elements; see `short_rows`
 
 
 _fusions: list[tuple] = []  # (how many layers, the step that computes them as one)
@@ -75,6 +77,10 @@ class Run:
 
     def forward(self, x):
         """Compute y, slab by slab where there are several."""
+        with short_rows():
+            return self._forward(x)
+
+    def _forward(self, x):
         slabs = cut(x) if self.channelwise and self.fits(x) else []
         if len(slabs) < 2:
             self.caches = None
@@ -87,6 +93,10 @@ class Run:
 
     def backward(self, dy):
         """Compute dx, over the slabs of forward."""
+        with short_rows():
+            return self._backward(dy)
+
+    def _backward(self, dy):
         if self.caches is None:
             return _backward(self.layers, dy)
         self.require_gradient(dy)  # here, since a slab would see its own rows of dy only
@@ -111,6 +121,21 @@ class Run:
         name, last = self.layers[-1]
         with located(name):
             last.require_gradient(dy, *self.expected)
+
+
+@contextmanager
+def short_rows():
+    """Let NumPy work on rows as short as BUFFER in place, and give the caller's setting back.
+
+    Where the inner loop of an elementwise operation is shorter than about a quarter of NumPy's buffer (8192 elements),
+    NumPy 2.4 copies the operands through that buffer: on rows of 1,984 numbers an addition took 0.46 ns an element, and
+    takes 0.22 with the smaller buffer. The values are the same. A thread of the pool inherits the setting with its context.
+    """
+    before = np.setbufsize(BUFFER)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 def _forward(layers, x):

@@ -5,8 +5,8 @@
 
 Runs mutmut over the files that `[tool.mutmut]` of pyproject.toml names (or over the mutants that match a pattern, such as
 `scratchnet.layers.norm*`), one child at a time, since more would share hypothesis' and the pool's state, and prints the
-counts and each survivor's change; what an earlier run checked counts too. PyTorch must not be installed in that environment: a forked child cannot use its threads,
-and the reference in loops is the oracle here.
+counts and each survivor's change; what an earlier run checked counts too. PyTorch must not be installed in that
+environment: a forked child cannot use its threads, and the reference in loops is the oracle here.
 """
 
 import importlib.util

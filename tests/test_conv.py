@@ -520,3 +520,9 @@ def test_the_strategy_draws_every_kind_of_geometry():
 
     settings(max_examples=200, derandomize=True, database=None)(look)()
     assert len(seen) == 11, seen
+
+
+def test_two_channels_in_two_groups_are_depthwise_and_a_bias_does_not_decay():
+    assert sn.Conv2d(2, 2, 3, groups=2).path == "depthwise"
+    layer = sn.Conv2d(3, 2, 1)
+    assert layer.weight.decay is True and layer.bias.decay is False

@@ -93,3 +93,10 @@ def test_signals_neither_fade_nor_blow_up(depthwise):
     y = net(x)
     dx = net.backward(rng.standard_normal(y.shape))
     assert 1e-3 < (y * y).mean() < 1e3 and 1e-3 < (dx * dx).mean() < 1e3
+
+
+@SCHEMES
+def test_one_group_unless_said_otherwise(scheme, which):
+    assert fans((6, 4, 2, 3)) == fans((6, 4, 2, 3), 1)
+    one, default = (scheme((6, 4, 2, 3), *groups, rng=np.random.default_rng(0)) for groups in ((1,), ()))
+    assert np.array_equal(one, default)

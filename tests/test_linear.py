@@ -202,3 +202,11 @@ def test_a_dy_that_does_not_fit_is_named_and_the_right_one_still_works(layer, na
 def test_bad_input_of_flatten_is_named(x, error, message):
     with pytest.raises(error, match=f"^Flatten: {message}"):
         sn.Flatten()(x)
+
+
+@pytest.mark.parametrize("size", [0, -2, 2.0, True, None])
+def test_a_number_of_features_that_is_none_is_named(size):
+    with pytest.raises(ValueError, match=rf"^Linear: in_features must be an int of at least 1, got {size!r}$"):
+        sn.Linear(size, 3)
+    with pytest.raises(ValueError, match=rf"^Linear: out_features must be an int of at least 1, got {size!r}$"):
+        sn.Linear(3, size)

@@ -422,3 +422,32 @@ def test_number_of_threads_is_that_of_the_cores_unless_set():
 def test_blas_is_held_at_one_thread():
     sn.set_num_threads(2)
     assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
+
+
+# NumPy's buffer -------------------------------------------------------------------------------------------------------
+
+
+class Sizes(sn.Module):
+    """Takes down NumPy's buffer size, and fails where it is told to."""
+
+    fails = False
+
+    def forward(self, x):
+        self.seen = np.getbufsize()
+        if self.fails:
+            raise ValueError("told to")
+        return x
+
+    backward = forward
+
+
+def test_a_run_has_the_small_buffer_and_gives_the_callers_back():
+    before, layer = np.getbufsize(), Sizes()
+    network = sn.Sequential(layer)
+    for call in (network.forward, network.backward):
+        call(np.ones((2, 3, 4, 5)))
+        assert (layer.seen, np.getbufsize()) == (slabs.BUFFER, before)
+    layer.fails = True
+    with pytest.raises(ValueError, match="told to"):
+        network(np.ones((2, 3, 4, 5)))
+    assert np.getbufsize() == before

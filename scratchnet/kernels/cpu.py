@@ -15,6 +15,7 @@ from scratchnet.slabs import PARALLEL_BYTES, parallel, split
 
 REAL = (np.float32, np.float64)
 CHUNK = 1 << 14  # columns of a matrix product that one thread computes at a time
+PARALLEL_WORK = 1 << 22  # multiply-adds below which a product is done sooner than a second thread wakes
 
 
 def _is_real(x, *_):
@@ -106,17 +107,19 @@ def pointwise_backward(dy, x, weight, stride):
 
 def matmul(a, b, out):
     """Out = a @ b for a wide b, its columns cut into chunks: the result of a chunk stays in the cache of its core."""
-    parallel(lambda columns: np.matmul(a, b[:, columns], out=out[:, columns]), _chunks(b.shape[1]))
+    parallel(lambda columns: np.matmul(a, b[:, columns], out=out[:, columns]), _chunks(a.size, b.shape[1]))
 
 
 def matmul_transposed(a, b):
     """A @ b.T for wide a and b, as the sum of the products of their chunks, added in the order of the chunks."""
-    return sum(parallel(lambda columns: a[:, columns] @ b[:, columns].T, _chunks(b.shape[1])))
+    chunks = _chunks(len(a) * len(b), b.shape[1])
+    return sum(parallel(lambda columns: a[:, columns] @ b[:, columns].T, chunks))
 
 
-def _chunks(columns):
+def _chunks(multiply_adds, columns):
+    """The columns in an even number of chunks, or in one where so few multiply-adds a column make too little work."""
     count = max(1, round(columns / CHUNK))
-    return split(columns, count + count % 2 if columns > CHUNK // 4 else 1)
+    return split(columns, count + count % 2 if multiply_adds * columns > PARALLEL_WORK else 1)
 
 
 # The wide half of a 1×1 convolution with batch norm and ReLU6 (layers/fused.py) ---------------------------------------

@@ -1,21 +1,28 @@
-"""Depthwise convolution on the CPU, as products with banded matrices.
+"""Depthwise convolution on the CPU, as matrix products.
 
-In channel-major order (C, H, W, N) a shift of the picture by one column is a shift of a row by N numbers, and a step down
-is a step to the next row. So for one column j of the kernel, everything that it does vertically is one matrix product
-    Y_j = T_j @ X,     T_j[p, p·s + i·d - pad] = weight[i, j],     X one channel as an (H × W·N) matrix,
-and y is the sum of the Y_j, each shifted by its j·d - pad columns (by slices, with no copy). T_j is banded: it is cut into
-blocks of ROWS output rows and the few input rows that they read. In maps so small that the band fills the matrix, one
-product with the whole map, (OH·OW × H·W) @ (H·W × N), also takes the horizontal shifts in. Both spend more multiplications
-than the nine that are needed and win, because BLAS does them sixteen at a time out of registers.
+A channel has nine weights and nothing to multiply them with at once: tap by tap, every pixel travels through the core nine
+times, at 3-6 ns an output. A matrix product with the weights written into a mostly empty matrix spends many more
+multiplications and still wins, because BLAS does sixteen at a time out of registers. In channel-major order (C, H, W, N)
+there are two ways to write them:
 
-Measured, ns an output element and thread: whole map 0.45 (4×4), 0.76 (6×6), 1.2 (8×8); band 1.1-1.7 (2-3 with BLAS's
-AVX2 kernels); nine shifted multiply-adds 4.5, or 2.0 in a Python loop over channels. dx is the same with T_jᵀ. dweight is
-a dot product of shifted rows for each of the nine weights, or the entries of dY · Xᵀ that are weights. With stride 2 the
-columns are first split into even and odd ones, so that only what is kept is computed.
+Rows (any geometry). One row of output pixels, q = 0…OW-1, is a product with the input rows that it reads, which lie one
+behind the other in memory as one matrix of pixels by pictures:
+    Y[p] = T @ X[rows of p],     T[q, (h, w)] = weight[i, j]  where tap (i, j) of output q reads pixel (h, w)    (DWK.1)
+T (OW × 3·W) is the same for every row p away from the border, so that one call computes all of them, over a view of X whose
+rows overlap. It spends 6·W flops an output: nothing for small maps, too much for wide ones.
+
+Band (wide maps, stride 1). A shift of the picture by a column is a shift of the matrix (H × W·N) by N numbers, so that what
+column j of the kernel does vertically is a product with a banded matrix, and the three are added with a shift:
+    Y = Σ_j shift(T_j @ X, j),     T_j[p, h] = weight[i, j]  where tap i of row p reads row h                   (DWK.2)
+The three T_j of a few rows are one matrix, so that BLAS packs X once; it spends 30 flops an output.
+
+Measured, ns an element of a 3×3 and thread (batch 64, AVX2): rows 0.9 (8×8), 1.4 (12×12), 1.8 (16×16), 3.0 (32×32); band
+1.6 (16×16), 1.7 (32×32), 1.8 (48×48). dx is the same with T transposed. dweight is the entries of dY · Xᵀ that are weights,
+or, cheaper in wide maps (1.1 for nine of them), one dot product of shifted rows for each weight.
 """
 
 import functools
-import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +31,10 @@ from scratchnet.kernels.buffers import empty
 from scratchnet.kernels.cpu import REAL
 from scratchnet.windows import output_size, tap_slices
 
-WHOLE_MAP = 64  # pixels of an input map up to which one product takes all of it
-ROWS = 4  # output rows in a block of the band
+ROWS_UP_TO = 20  # columns of a map up to which products with whole rows cost less than the band
+DOTS_FROM = 9  # columns from which dot products cost less than the product dY · Xᵀ
+WHOLE_MAP = 36  # pixels of a map up to which one product takes all of its rows: a call costs more than the arithmetic
+BAND = 2  # output rows in one product of the band
 
 
 def _takes(x, weight, stride, padding, dilation):
@@ -34,101 +43,125 @@ def _takes(x, weight, stride, padding, dilation):
 
 @register("cpu", _takes)
 def depthwise_forward(x, weight, stride, padding, dilation):
-    """Y = Σ_j T_j @ X, shifted; or one product for the whole of a small map."""
-    channels, height, width, n = x.shape
-    plan = Plan.of((height, width), weight.shape[2:], stride, padding, dilation)
-    y = empty((channels, *plan.out_size, n), x.dtype)
-    if plan.whole_map:
-        np.matmul(_whole(weight, plan), x.reshape(channels, -1, n), out=y.reshape(channels, -1, n))
-        return y
-    filters = weight[:, 0].swapaxes(1, 2)  # (C, 1, KH, KW) -> (C, KW, KH)
-    for k, (phase, moves) in enumerate(zip(_phases(x, plan), plan.moves, strict=True)):
-        _accumulate(y, phase, filters, plan.forward_blocks, moves, fresh=k == 0)
+    """(DWK.1), or (DWK.2) where the map is wide."""
+    plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
+    y = empty((len(x), *plan.out_size, x.shape[3]), x.dtype)
+    if plan.is_wide:
+        _band(y, x, weight, plan.bands, plan.moves)
+    else:
+        _rows(y, x, weight, plan.blocks)
     return y
 
 
 @register("cpu", lambda dy, x, *geometry: _takes(x, *geometry))
 def depthwise_backward(dy, x, weight, stride, padding, dilation):
-    """Dx: the same with each T_j transposed and the shifts turned round; dweight: dot products of shifted rows."""
-    channels, height, width, n = x.shape
-    plan = Plan.of((height, width), weight.shape[2:], stride, padding, dilation)
+    """Dx: forward with each matrix transposed and the shifts turned round; dweight: see above."""
+    plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
     dx = empty(x.shape, x.dtype)
-    if plan.whole_map:
-        grad, images = dy.reshape(channels, -1, n), x.reshape(channels, -1, n)
-        np.matmul(_whole(weight, plan).swapaxes(1, 2), grad, out=dx.reshape(channels, -1, n))
-        products = grad @ images.swapaxes(1, 2)  # (C, OH·OW, H·W)
-        return dx, (products.reshape(channels, -1) @ plan.selector(x.dtype).T).reshape(weight.shape)
-    filters, dfilters = weight[:, 0].swapaxes(1, 2), np.zeros_like(weight[:, 0].swapaxes(1, 2))
-    for f, (phase, moves) in enumerate(zip(_phases(x, plan), plan.moves, strict=True)):
-        dphase = dx if stride[1] == 1 else empty(phase.shape, x.dtype)
-        back = [(j, seen, outputs) for j, outputs, seen in moves]
-        _accumulate(dphase, dy, filters, plan.backward_blocks, back, fresh=True)
-        if dphase is not dx:
-            dx[:, :, f :: stride[1]] = dphase
-        for i, out_rows, in_rows in plan.row_moves:
-            for j, outputs, seen in moves:  # rows of (columns·N) numbers, as long as the shift leaves them
-                grad, images = dy[:, out_rows, outputs], phase[:, in_rows, seen]
-                dfilters[:, j, i] = np.vecdot(_rows(grad), _rows(images)).sum(axis=1)
-    return dx, np.ascontiguousarray(dfilters.swapaxes(1, 2))[:, None]
+    if plan.is_wide:
+        _band(dx, dy, weight, plan.bands_back, [(j, seen, to) for j, to, seen in plan.moves])
+    else:
+        _rows(dx, dy, weight, plan.blocks_back)
+    dots = stride == (1, 1) and x.shape[2] >= DOTS_FROM
+    return dx, (_dots if dots else _products)(dy, x, weight, plan)
 
 
-def _accumulate(out, source, filters, blocks, moves, fresh):
-    """Out[:, rows, to] += (T_j @ source[:, rows])[:, from] for each block of rows and each column j of the kernel.
-
-    Args:
-        out, source: (C, rows, columns, N).
-        filters: (C, KW, KH).
-        blocks: (out rows, source rows, selector (KH, R, K)), the selector saying which entry of T_j is which weight.
-        moves: (j, columns of out, columns of source) for each column j of the kernel.
-        fresh: whether out still holds nothing.
-    """
-    channels, _, columns, n = out.shape
-    for out_rows, source_rows, selector in blocks:
-        block = out[:, out_rows]
-        rows = source[:, source_rows].reshape(channels, source_rows.stop - source_rows.start, -1)
-        bands = filters @ selector.reshape(len(selector), -1).astype(out.dtype)  # (C, KW, KH) @ (KH, R·K)
-        bands = bands.reshape(*filters.shape[:2], *selector.shape[1:])
-        buffer = None
-        written = not fresh
-        for j, to, seen in moves:
-            whole = to == seen == slice(0, columns) and source.shape[2] == columns
-            if whole and not written:
-                np.matmul(bands[:, j], rows, out=block.reshape(*block.shape[:2], -1))
-                written = True
-                continue
-            if not written:
-                block[...] = 0
-                written = True
-            if buffer is None:
-                buffer = empty((channels, block.shape[1], source.shape[2], n), out.dtype)
-            np.matmul(bands[:, j], rows, out=buffer.reshape(*block.shape[:2], -1))
-            block[:, :, to] += buffer[:, :, seen]
-        if not written:
-            block[...] = 0
+# Rows ----------------------------------------------------------------------------------------------------------------
 
 
-def _rows(maps):
-    """(C, rows, columns, N) -> (C, rows, columns·N), a view when the columns are neighbours."""
-    return maps.reshape(*maps.shape[:2], -1)
+def _rows(out, source, weight, blocks):  # (DWK.1)
+    for block in blocks:
+        matrices = _filters(weight) @ block.selector(out.dtype)
+        matrices = matrices.reshape(len(out), 1, block.pixels(out), -1)
+        np.matmul(matrices, block.windows(source), out=block.of(out))
 
 
-def _phases(x, plan):
-    """The columns of x apart by their position modulo the stride, each (C, H, W/s, N): x itself for stride 1."""
-    return (
-        [x]
-        if plan.stride[1] == 1
-        else [np.ascontiguousarray(x[:, :, f :: plan.stride[1]]) for f in range(plan.stride[1])]
-    )
+def _products(dy, x, weight, plan):
+    """The entries of dY · Xᵀ that are weights, added up over the rows."""
+    dfilters = np.zeros_like(_filters(weight))
+    for block in plan.blocks:
+        products = block.of(dy) @ block.windows(x).swapaxes(2, 3)  # (C, repeats, R·OW, N) @ (C, repeats, N, span·W)
+        dfilters += products.sum(axis=1).reshape(len(x), -1) @ block.selector(x.dtype).T
+    return dfilters.reshape(weight.shape)
 
 
-def _whole(weight, plan):
-    """The convolution of a whole map as a matrix, (C, OH·OW, H·W)."""
-    matrices = weight.reshape(len(weight), -1) @ plan.selector(weight.dtype)
-    return matrices.reshape(len(weight), math.prod(plan.out_size), -1)
+def _filters(weight):
+    return weight.reshape(len(weight), -1)  # (C, 1, KH, KW) -> (C, KH·KW)
+
+
+class Block(NamedTuple):
+    """`repeats` times `rows` rows of the result, one behind the other, which all read their source in the same way."""
+
+    first: int  # the first row of the result
+    rows: int
+    repeats: int
+    source: int  # the first row that the first of them reads
+    step: int  # source rows from one to the next
+    span: int  # source rows that one reads
+    taken: np.ndarray  # (KH·KW, rows·columns·span·source columns): 1 where that entry of the matrix is that weight
+
+    def of(self, out):
+        """Their part of the result (C, rows, columns, N), as (C, repeats, rows·columns, N)."""
+        part = out[:, self.first : self.first + self.repeats * self.rows]
+        return part.reshape(len(out), self.repeats, self.pixels(out), -1)
+
+    def pixels(self, out):
+        """Output pixels of one product."""
+        return self.rows * out.shape[2]
+
+    def windows(self, source):
+        """What they read of source (C, H, W, N), as (C, repeats, span·W, N): a view, whose parts overlap."""
+        c, _, w, n = source.shape
+        row = source.strides[1]
+        shape, strides = (c, self.repeats, self.span * w, n), (source.strides[0], self.step * row, *source.strides[2:])
+        return np.lib.stride_tricks.as_strided(source[:, self.source :], shape, strides, writeable=False)
+
+    def selector(self, dtype):
+        """`taken` in a dtype."""
+        return self.taken.astype(dtype, copy=False)
+
+
+# Band ----------------------------------------------------------------------------------------------------------------
+
+
+def _band(out, source, weight, bands, moves):  # (DWK.2)
+    """Out[:, rows, to] = Σ (T_j @ source[:, rows])[:, seen] over the moves (j, to, seen) of the kernel's columns."""
+    c, _, columns, n = source.shape
+    whole = columns == out.shape[2] and any(to.start == seen.start for _, to, seen in moves[:1])
+    filters = weight[:, 0].swapaxes(1, 2)[:, [j for j, _, _ in moves]]  # (C, 1, KH, KW) -> (C, moves, KH)
+    products = empty((c, len(moves), BAND, columns, n), out.dtype)
+    for rows, read, taken in bands:
+        matrices = filters @ taken.reshape(len(taken), -1).astype(out.dtype, copy=False)  # (C, moves, R·span)
+        matrices = matrices.reshape(c, -1, taken.shape[2])
+        product = products[:, :, : taken.shape[1]]
+        np.matmul(
+            matrices, source[:, read].reshape(c, taken.shape[2], -1), out=product.reshape(c, matrices.shape[1], -1)
+        )
+        block = out[:, rows]
+        block[...] = product[:, 0] if whole else 0
+        for k, (_, to, seen) in list(enumerate(moves))[whole:]:
+            block[:, :, to] += product[:, k, :, seen]
+
+
+def _dots(dy, x, weight, plan):
+    """A dot product of shifted rows for each weight: the dot of each row of pixels, then their sum."""
+    dweight = np.zeros_like(weight)
+    for i, out_rows, in_rows in plan.row_moves:
+        for j, to, seen in plan.moves:
+            grad, images = dy[:, out_rows, to], x[:, in_rows, seen]
+            dweight[:, 0, i, j] = np.vecdot(_long(grad), _long(images)).sum(axis=1)
+    return dweight
+
+
+def _long(maps):
+    return maps.reshape(*maps.shape[:2], -1)  # (C, rows, columns, N) -> (C, rows, columns·N), a view
+
+
+# What depends on the geometry alone ----------------------------------------------------------------------------------
 
 
 class Plan:
-    """What depends on the geometry alone, made once: blocks of rows, moves of columns, and where weights stand in T."""
+    """The blocks, bands and moves of a geometry, made once."""
 
     @staticmethod
     @functools.cache
@@ -138,36 +171,17 @@ class Plan:
 
     def __init__(self, in_size, kernel, stride, padding, dilation):
         axes = list(zip(in_size, kernel, stride, padding, dilation, strict=True))
-        self.stride = stride
         self.out_size = tuple(output_size(*axis) for axis in axes)
-        self.whole_map = in_size[0] * in_size[1] <= WHOLE_MAP
-        rows, cols = (_taken(axis, count) for axis, count in zip(axes, self.out_size, strict=True))
-        if self.whole_map:
-            taken = rows[:, None, :, None, :, None] * cols[None, :, None, :, None, :]  # (KH, KW, OH, OW, H, W)
-            self._selectors = {dtype: taken.reshape(kernel[0] * kernel[1], -1).astype(dtype) for dtype in REAL}
-        self.forward_blocks = _blocks(rows, ROWS)
-        self.backward_blocks = _blocks(rows.swapaxes(1, 2), ROWS * stride[0])
-        self.row_moves = []
-        for i in range(kernel[0]):
-            outputs, seen = tap_slices(i, in_size[0], self.out_size[0], stride[0], padding[0], dilation[0])
-            if outputs.start < outputs.stop:
-                self.row_moves.append((i, outputs, seen))
-        self.moves: list[list[tuple]] = [[] for _ in range(stride[1])]
-        for j in range(kernel[1]):
-            outputs, seen = tap_slices(j, in_size[1], self.out_size[1], stride[1], padding[1], dilation[1])
-            if (
-                outputs.start < outputs.stop
-            ):  # seen: the pixels start, start + s, …, in their phase start//s, start//s + 1, …
-                first, count = seen.start // stride[1], outputs.stop - outputs.start
-                self.moves[seen.start % stride[1]].append((j, outputs, slice(first, first + count)))
-        for (
-            moves
-        ) in self.moves:  # a move of every column comes first: its product is written where the others are added
-            moves.sort(key=lambda move: move[2].start - move[1].start != 0)
-
-    def selector(self, dtype):
-        """(KH·KW, OH·OW·H·W): 1 where that entry of a whole map's matrix is that weight."""
-        return self._selectors[np.dtype(dtype).type]
+        self.is_wide = stride == (1, 1) and in_size[1] > ROWS_UP_TO
+        rows, columns = (_taken(axis, count) for axis, count in zip(axes, self.out_size, strict=True))
+        whole_map = in_size[0] * in_size[1] <= WHOLE_MAP
+        self.blocks = _blocks(rows, columns, self.out_size[0] if whole_map else 1)
+        if self.is_wide:
+            self.bands, self.bands_back = _bands(rows), _bands(rows.swapaxes(1, 2))
+        else:
+            height = in_size[0] if whole_map else stride[0]  # after a stride the reading repeats
+            self.blocks_back = _blocks(rows.swapaxes(1, 2), columns.swapaxes(1, 2), height)
+        self.row_moves, self.moves = (_moves(axis, count) for axis, count in zip(axes, self.out_size, strict=True))
 
 
 def _taken(axis, count):
@@ -177,12 +191,45 @@ def _taken(axis, count):
     return h == p * stride + tap * dilation - padding  # (WIN.1)
 
 
-def _blocks(taken, rows):
-    """Cut a band (K, out, in) into blocks of `rows` outputs with the inputs that they read."""
-    blocks = []
-    for start in range(0, taken.shape[1], rows):
-        part = taken[:, start : start + rows]
-        read = np.flatnonzero(part.any(axis=(0, 1)))
-        source = slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
-        blocks.append((slice(start, start + part.shape[1]), source, part[:, :, source].astype(np.float32)))
+def _blocks(rows, columns, height):
+    """The rows of the result, `height` at a time, those that read alike joined.
+
+    Args:
+        rows: (KH, out, in), which tap reads which row.
+        columns: (KW, out, in), the same for columns.
+        height: rows of the result in one product.
+    """
+    blocks: list[Block] = []
+    for first in range(0, rows.shape[1], height):
+        part = rows[:, first : first + height]
+        read = _read(part)
+        taken = np.einsum("irs,jqw->ijrqsw", part[:, :, read], columns).reshape(rows.shape[0] * columns.shape[0], -1)
+        block = Block(first, part.shape[1], 1, read.start, 0, read.stop - read.start, taken.astype(np.float32))
+        last = blocks[-1] if blocks else None
+        if last and last.rows == block.rows and last.span == block.span and np.array_equal(last.taken, block.taken):
+            step = block.source - last.source - last.step * (last.repeats - 1)
+            if last.repeats == 1 or step == last.step:
+                blocks[-1] = last._replace(repeats=last.repeats + 1, step=step)
+                continue
+        blocks.append(block)
     return blocks
+
+
+def _bands(taken):
+    """Cut a band (K, out, in) into (rows of the result, rows that they read, which tap reads which)."""
+    parts = [slice(start, min(start + BAND, taken.shape[1])) for start in range(0, taken.shape[1], BAND)]
+    return [(rows, read, taken[:, rows, read]) for rows in parts for read in [_read(taken[:, rows])]]
+
+
+def _read(taken):
+    """The rows of the source that some rows read, as a slice: empty where they read nothing but padding."""
+    read = np.flatnonzero(taken.any(axis=(0, 1)))
+    return slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 0)
+
+
+def _moves(axis, count):
+    """(tap, outputs, what it reads for them) for each tap along one axis that reads anything; one that covers all first."""
+    size, kernel, stride, padding, dilation = axis
+    moves = [(tap, *tap_slices(tap, size, count, stride, padding, dilation)) for tap in range(kernel)]
+    moves = [move for move in moves if move[1].start < move[1].stop]
+    return sorted(moves, key=lambda move: move[1].start != move[2].start)
