@@ -13,6 +13,7 @@ from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 import scratchnet as sn
+from scratchnet.kernels.depthwise import Plan
 
 settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile(
@@ -23,6 +24,11 @@ settings.register_profile(
     "nightly", max_examples=5000, deadline=None, database=DirectoryBasedExampleDatabase(".hypothesis/examples")
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_sessionstart():
+    """Forget plans: a mutant is forked from a process that made them already, and is to make its own."""
+    Plan.of.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -526,3 +526,9 @@ def test_two_channels_in_two_groups_are_depthwise_and_a_bias_does_not_decay():
     assert sn.Conv2d(2, 2, 3, groups=2).path == "depthwise"
     layer = sn.Conv2d(3, 2, 1)
     assert layer.weight.decay is True and layer.bias.decay is False
+
+
+def test_without_a_bias_there_is_no_gradient_of_one():
+    x, weight = np.ones((2, 3, 5, 4)), np.ones((6, 3, 1, 1))
+    y, cache = conv2d_forward(x, weight, None, (1, 1), (0, 0), (1, 1), 1, "pointwise")
+    assert conv2d_backward(y, cache)[2] is None

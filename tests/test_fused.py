@@ -82,6 +82,13 @@ def test_sequential_fuses_in_training_and_not_in_eval_mode_nor_without_kernels()
     assert not is_fused(net)
 
 
+def test_as_many_outputs_as_inputs_are_fused():
+    rng = np.random.default_rng(0)
+    net = network(rng, 3, 3)
+    net(rng.standard_normal((4, 3, 5, 2)))
+    assert is_fused(net)
+
+
 @pytest.mark.parametrize(
     ("layers", "why"),
     [

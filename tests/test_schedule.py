@@ -71,6 +71,10 @@ def test_cosine_would_reach_its_final_rate_one_step_after_the_last(total, lr, sh
     assert last == pytest.approx(final + above, rel=1e-9, abs=1e-12 * lr)
 
 
+def test_cosine_is_half_way_down_in_the_middle_of_what_the_warm_up_leaves():
+    assert cosine(12, 20, 1.0, warmup=4, final=0.2) == pytest.approx(0.6)
+
+
 def test_cosine_ends_at_0_unless_told_otherwise_and_may_end_where_it_began():
     assert curve(cosine, 4, 0.2) == curve(cosine, 4, 0.2, warmup=0, final=0.0)
     assert curve(cosine, 4, 0.2, final=0.2) == pytest.approx([0.2] * 4)
@@ -97,7 +101,7 @@ def test_one_cycle_is_two_half_waves(total, lr, fraction, start_div, final_div):
     peak, low, last = fraction * total - 1, lr / start_div, lr / start_div / final_div
     assume(abs(peak) > 1e-6)
     for step in range(total):
-        if step <= peak:
+        if step <= peak + 1e-9:
             want = low + (lr - low) * math.sin(math.pi / 2 * step / peak) ** 2
         else:
             want = lr - (lr - last) * math.sin(math.pi / 2 * (step - peak) / (total - 1 - peak)) ** 2

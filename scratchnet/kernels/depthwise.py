@@ -111,10 +111,11 @@ class Block(NamedTuple):
 
     def windows(self, source):
         """What they read of source (C, H, W, N), as (C, repeats, span·W, N): a view, whose parts overlap."""
-        c, _, w, n = source.shape
-        row = source.strides[1]
-        shape, strides = (c, self.repeats, self.span * w, n), (source.strides[0], self.step * row, *source.strides[2:])
-        return np.lib.stride_tricks.as_strided(source[:, self.source :], shape, strides, writeable=False)
+        c, h, w, n = source.shape
+        pixel = n * source.itemsize  # from the shape: the stride of an axis of size 1 may be anything
+        strides = h * w * pixel, self.step * w * pixel, pixel, source.itemsize
+        first = np.ascontiguousarray(source)[:, self.source :]
+        return np.lib.stride_tricks.as_strided(first, (c, self.repeats, self.span * w, n), strides, writeable=False)
 
     def selector(self, dtype):
         """`taken` in a dtype."""
@@ -129,14 +130,13 @@ def _band(out, source, weight, bands, moves):  # (DWK.2)
     c, _, columns, n = source.shape
     whole = columns == out.shape[2] and any(to.start == seen.start for _, to, seen in moves[:1])
     filters = weight[:, 0].swapaxes(1, 2)[:, [j for j, _, _ in moves]]  # (C, 1, KH, KW) -> (C, moves, KH)
-    products = empty((c, len(moves), BAND, columns, n), out.dtype)
     for rows, read, taken in bands:
+        height, span = taken.shape[1:]
         matrices = filters @ taken.reshape(len(taken), -1).astype(out.dtype, copy=False)  # (C, moves, R·span)
-        matrices = matrices.reshape(c, -1, taken.shape[2])
-        product = products[:, :, : taken.shape[1]]
-        np.matmul(
-            matrices, source[:, read].reshape(c, taken.shape[2], -1), out=product.reshape(c, matrices.shape[1], -1)
-        )
+        matrices = matrices.reshape(c, len(moves) * height, span)
+        product = empty((c, len(moves) * height, columns * n), out.dtype)
+        np.matmul(matrices, source[:, read].reshape(c, span, columns * n), out=product)
+        product = product.reshape(c, len(moves), height, columns, n)
         block = out[:, rows]
         block[...] = product[:, 0] if whole else 0
         for k, (_, to, seen) in list(enumerate(moves))[whole:]:

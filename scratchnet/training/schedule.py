@@ -64,8 +64,8 @@ def one_cycle(
             f"schedule one-cycle: start_div and final_div must be at least 1, got {start_div}, {final_div}"
         )
     start, peak = lr / start_div, warmup_fraction * total - 1
-    if step <= peak:
-        return _half_cosine(start, lr, step / peak if peak else 1.0)  # (CYCLE.1)
+    if step <= peak + 1e-9:  # 0.29 · 100 - 1 is 28 but for rounding
+        return _half_cosine(start, lr, min(step / peak, 1.0) if peak else 1.0)  # (CYCLE.1)
     return _half_cosine(lr, start / final_div, (step - peak) / (total - 1 - peak))  # (CYCLE.2)
 
 
