@@ -19,7 +19,7 @@ from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
 
 
 def draw_conv(rng, path):
-    """A convolution whose default path is `path`, and a picture on which its window fits."""
+    """A convolution on the path `path`, and a picture on which its window fits."""
     groups = {"grouped": int(rng.integers(2, 4)), "depthwise": int(rng.integers(2, 6))}.get(path, 1)
     inputs = groups if path == "depthwise" else groups * int(rng.integers(1, 4))
     outputs = groups if path == "depthwise" else groups * int(rng.integers(1, 4))
@@ -32,8 +32,7 @@ def draw_conv(rng, path):
     size = [d * (k - 1) + 1 + int(more) for d, k, more in zip(dilation, kernel, rng.integers(0, 4, 2), strict=True)]
     options = {"dilation": dilation, "groups": groups, "dtype": np.float64, "rng": rng}
     conv = sn.Conv2d(inputs, outputs, kernel, stride, padding, **options)
-    if conv.path != path:
-        conv.path = path
+    conv.path = path
     return conv, rng.standard_normal((int(rng.integers(1, 4)), inputs, *size))
 
 

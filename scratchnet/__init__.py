@@ -14,7 +14,7 @@ from scratchnet.layers.conv import Conv2d
 from scratchnet.layers import fused as fused
 from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
 from scratchnet.layers.dropout import Dropout
-from scratchnet.slabs import get_num_threads, set_num_threads
+from scratchnet.threads import get_num_threads, set_num_threads
 from scratchnet.kernels import use_kernels
 from scratchnet.training.optim import SGD, Adam, AdamW
 from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck

@@ -6,6 +6,7 @@ each result on. At a fork the gradients of both ways add.
 
 from scratchnet import array, slabs
 from scratchnet.module import Module
+from scratchnet.threads import short_rows
 
 
 class Sequential(Module):
@@ -55,14 +56,16 @@ class Sequential(Module):
     def forward(self, x):
         """Call every layer in order; channelwise neighbours are joined to one run, computed slab by slab."""
         self._steps = slabs.join_runs(self.chain())
-        for step in self._steps:
-            x = step.forward(x)
+        with short_rows():
+            for step in self._steps:
+                x = step.forward(x)
         return x
 
     def backward(self, dy):
         """Apply the chain rule, from the last layer to the first."""
-        for step in reversed(self._steps or slabs.join_runs(self.chain())):
-            dy = step.backward(dy)
+        with short_rows():
+            for step in reversed(self._steps or slabs.join_runs(self.chain())):
+                dy = step.backward(dy)
         return dy
 
 

@@ -13,20 +13,14 @@ parameters, gradients and buffers (`Module.slab`), with a cache of its own.
 How an activation is cut depends on its shape alone, never on the number of threads: the same bits for any thread count.
 """
 
-import contextvars
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
-import numpy as np
-from threadpoolctl import threadpool_limits
-
 from scratchnet import array
+from scratchnet.threads import parallel
 
 SLAB_BYTES = 8 << 20  # measured: smaller slabs pay more for Python and its lock than they win from the inner caches
 PARALLEL_BYTES = 1 << 18  # below this a slab is done sooner than a second thread wakes
-BUFFER = 1024  # elements; see `short_rows`
 
 
 _fusions: list[tuple] = []  # (how many layers, the step that computes them as one)
@@ -77,10 +71,6 @@ class Run:
 
     def forward(self, x):
         """Compute y, slab by slab where there are several."""
-        with short_rows():
-            return self._forward(x)
-
-    def _forward(self, x):
         slabs = cut(x) if self.channelwise and self.fits(x) else []
         if len(slabs) < 2:
             self.caches = None
@@ -93,10 +83,6 @@ class Run:
 
     def backward(self, dy):
         """Compute dx, over the slabs of forward."""
-        with short_rows():
-            return self._backward(dy)
-
-    def _backward(self, dy):
         if self.caches is None:
             return _backward(self.layers, dy)
         self.require_gradient(dy)  # here, since a slab would see its own rows of dy only
@@ -121,21 +107,6 @@ class Run:
         name, last = self.layers[-1]
         with located(name):
             last.require_gradient(dy, *self.expected)
-
-
-@contextmanager
-def short_rows():
-    """Let NumPy work on rows as short as BUFFER in place, and give the caller's setting back.
-
-    Where the inner loop of an elementwise operation is shorter than about a quarter of NumPy's buffer (8192 elements),
-    NumPy 2.4 copies the operands through that buffer: on rows of 1,984 numbers an addition took 0.46 ns an element, and
-    takes 0.22 with the smaller buffer. The values are the same. A thread of the pool inherits the setting with its context.
-    """
-    before = np.setbufsize(BUFFER)
-    try:
-        yield
-    finally:
-        np.setbufsize(before)
 
 
 def _forward(layers, x):
@@ -204,79 +175,3 @@ def located(name):
         seen["path"] = [name, *seen.get("path", [])]
         error.args = (f"{'.'.join(seen['path'])} {seen['text']}",)
         raise
-
-
-# The thread pool -----------------------------------------------------------------------------------------------------
-
-
-class _Pool(threading.local):
-    """The number of threads and the pool behind them; `busy` is a thread's own."""
-
-    threads: int | None = None
-    executor: ThreadPoolExecutor | None = None
-    busy = False
-
-
-_pool = _Pool()
-
-
-def set_num_threads(n):
-    """Compute on n threads from now on.
-
-    BLAS is held at one thread, since the pool already keeps every core busy: its own threads inside ours would only
-    wait for one another. That holds for the whole process.
-
-    Raises:
-        ValueError: n is not a whole number of at least 1.
-    """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"the number of threads must be a whole number of at least 1, got {n!r}")
-    threadpool_limits(1, user_api="blas")
-    _Pool.threads = n
-    _Pool.executor = ThreadPoolExecutor(n - 1, "scratchnet") if n > 1 else None
-
-
-def get_num_threads():
-    """The number of threads that layers compute on: the cores that this process may use, unless set otherwise."""
-    if _Pool.threads is None:
-        set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return _Pool.threads or 1
-
-
-def _after_fork():
-    """A forked child has the pool, but none of its threads: give it a pool of its own."""
-    if _Pool.threads is not None:
-        set_num_threads(_Pool.threads)
-    _pool.busy = False
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def parallel(function, items):
-    """[function(item) for item in items], on all threads; the caller is one of them."""
-    items = list(items)
-    results = [None] * len(items)
-    threads, executor = get_num_threads(), _Pool.executor
-    if executor is None or len(items) < 2 or _pool.busy:
-        return [function(item) for item in items]
-    todo = iter(range(len(items)))  # taking from one range iterator is atomic under the GIL
-
-    def work():
-        _pool.busy = True  # what runs inside a slab runs on this thread
-        try:
-            for k in todo:
-                results[k] = function(items[k])
-        finally:
-            _pool.busy = False
-
-    # A copy of the context for each helper: np.errstate holds there as it does here.
-    helpers = [executor.submit(contextvars.copy_context().run, work) for _ in range(min(threads, len(items)) - 1)]
-    try:
-        work()
-    finally:
-        wait(helpers)  # also when an item failed here: nothing may run on while the caller handles the error
-    for helper in helpers:
-        helper.result()
-    return results

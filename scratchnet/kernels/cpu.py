@@ -11,7 +11,8 @@ import numpy as np
 from scratchnet.array import as_images, as_matrix
 from scratchnet.kernels import register
 from scratchnet.kernels.buffers import empty
-from scratchnet.slabs import PARALLEL_BYTES, parallel, split
+from scratchnet.slabs import PARALLEL_BYTES, split
+from scratchnet.threads import parallel
 
 REAL = (np.float32, np.float64)
 CHUNK = 1 << 14  # columns of a matrix product that one thread computes at a time

@@ -62,8 +62,7 @@ def depthwise_backward(dy, x, weight, stride, padding, dilation):
         _band(dx, dy, weight, plan.bands_back, [(j, seen, to) for j, to, seen in plan.moves])
     else:
         _rows(dx, dy, weight, plan.blocks_back)
-    dots = stride == (1, 1) and x.shape[2] >= DOTS_FROM
-    return dx, (_dots if dots else _products)(dy, x, weight, plan)
+    return dx, (_dots if plan.by_dots else _products)(dy, x, weight, plan)
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -173,6 +172,7 @@ class Plan:
         axes = list(zip(in_size, kernel, stride, padding, dilation, strict=True))
         self.out_size = tuple(output_size(*axis) for axis in axes)
         self.is_wide = stride == (1, 1) and in_size[1] > ROWS_UP_TO
+        self.by_dots = stride == (1, 1) and in_size[1] >= DOTS_FROM
         rows, columns = (_taken(axis, count) for axis, count in zip(axes, self.out_size, strict=True))
         whole_map = in_size[0] * in_size[1] <= WHOLE_MAP
         self.blocks = _blocks(rows, columns, self.out_size[0] if whole_map else 1)
