@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from scratchnet import array
 from scratchnet.threads import parallel
 
-SLAB_BYTES = 8 << 20  # measured: smaller slabs pay more for Python and its lock than they win from the inner caches
+SLAB_BYTES = 2 << 20  # measured: smaller slabs pay more for Python and its lock than they win from the inner caches
 PARALLEL_BYTES = 1 << 18  # below this a slab is done sooner than a second thread wakes
 
 

@@ -10,7 +10,7 @@ from strategies import rngs
 
 import scratchnet as sn
 from scratchnet.layers import fused
-from scratchnet.layers.fused import FusedStep, conv_norm_relu6_backward, conv_norm_relu6_forward
+from scratchnet.layers.fused import FusedStep, PointwiseStep, conv_norm_relu6_backward, conv_norm_relu6_forward
 
 SIZES = st.tuples(*(st.integers(1, most) for most in (4, 5, 4, 3)))  # N, C, H, W
 
@@ -101,14 +101,14 @@ def test_as_many_outputs_as_inputs_are_fused():
     ],
 )
 def test_what_is_not_fused(layers, why):
-    assert not FusedStep.matches(list(layers())), why
+    assert not PointwiseStep.matches(list(layers())), why
 
 
 def test_a_dense_path_is_not_fused():
     net = network(np.random.default_rng(0), 3, 5)
-    assert FusedStep.matches(list(net))
+    assert PointwiseStep.matches(list(net))
     net[0].path = "dense"
-    assert not FusedStep.matches(list(net))
+    assert not PointwiseStep.matches(list(net))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import threading
 import numpy as np
 
 _lock = threading.Lock()
-_buffers: list[np.ndarray] = []
+_buffers: dict[int, list[np.ndarray]] = {}  # by their size, so that only a few have to be asked whether they are free
 SMALL = 1 << 16  # bytes: below this NumPy's own allocation is as fast
-SLACK = 1.25  # a buffer may be this much larger than what is asked for
 
 
 def empty(shape, dtype):
@@ -22,22 +21,29 @@ def empty(shape, dtype):
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALL:
         return np.empty(shape, dtype)
-    with _lock:
-        best = None
-        for buffer in _buffers:
-            fits = size <= buffer.nbytes <= SLACK * size and (best is None or buffer.nbytes < best.nbytes)
-            if fits and sys.getrefcount(buffer) == _FREE + (buffer is best):
-                best = buffer
-        if best is None:
-            best = np.empty(size, np.uint8)
-            _buffers.append(best)
-        return best[:size].view(dtype).reshape(shape)
+    return _free_buffer(_size_class(size))[:size].view(dtype).reshape(shape)
 
 
 def clear():
     """Forget every buffer; those that somebody holds live on until let go."""
     with _lock:
         _buffers.clear()
+
+
+def _size_class(size):
+    """The size rounded up to a number of three binary digits: at most a quarter too large."""
+    step = 1 << size.bit_length() - 3
+    return -(-size // step) * step
+
+
+def _free_buffer(size):
+    with _lock:
+        kept = _buffers.setdefault(size, [])
+        for buffer in kept:
+            if sys.getrefcount(buffer) == _FREE:
+                return buffer
+        kept.append(np.empty(size, np.uint8))
+        return kept[-1]
 
 
 def _count_free():

@@ -35,6 +35,7 @@ ROWS_UP_TO = 20  # columns of a map up to which products with whole rows cost le
 DOTS_FROM = 9  # columns from which dot products cost less than the product dY · Xᵀ
 WHOLE_MAP = 36  # pixels of a map up to which one product takes all of its rows: a call costs more than the arithmetic
 BAND = 2  # output rows in one product of the band
+ALL = np.ones((1, 1, 1), bool)  # a row's pixels as one column
 
 
 def _takes(x, weight, stride, padding, dilation):
@@ -46,10 +47,7 @@ def depthwise_forward(x, weight, stride, padding, dilation):
     """(DWK.1), or (DWK.2) where the map is wide."""
     plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
     y = empty((len(x), *plan.out_size, x.shape[3]), x.dtype)
-    if plan.is_wide:
-        _band(y, x, weight, plan.bands, plan.moves)
-    else:
-        _rows(y, x, weight, plan.blocks)
+    convolve(y, x, weight, plan)
     return y
 
 
@@ -58,11 +56,29 @@ def depthwise_backward(dy, x, weight, stride, padding, dilation):
     """Dx: forward with each matrix transposed and the shifts turned round; dweight: see above."""
     plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
     dx = empty(x.shape, x.dtype)
+    convolve_back(dx, dy, weight, plan)
+    return dx, weight_gradient(dy, x, weight, plan)
+
+
+def convolve(y, x, weight, plan):
+    """Write the convolution of x (C, H, W, N) into y (C, OH, OW, N)."""
+    if plan.is_wide:
+        _band(y, x, weight, plan.bands, plan.moves)
+    else:
+        _rows(y, x, weight, plan.blocks)
+
+
+def convolve_back(dx, dy, weight, plan):
+    """Write the gradient of x into dx."""
     if plan.is_wide:
         _band(dx, dy, weight, plan.bands_back, [(j, seen, to) for j, to, seen in plan.moves])
     else:
         _rows(dx, dy, weight, plan.blocks_back)
-    return dx, (_dots if plan.by_dots else _products)(dy, x, weight, plan)
+
+
+def weight_gradient(dy, x, weight, plan):
+    """The gradient of weight, like weight."""
+    return (_dots if plan.by_dots else _products)(dy, x, weight, plan)
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -113,8 +129,8 @@ class Block(NamedTuple):
         c, h, w, n = source.shape
         pixel = n * source.itemsize  # from the shape: the stride of an axis of size 1 may be anything
         strides = h * w * pixel, self.step * w * pixel, pixel, source.itemsize
-        first = np.ascontiguousarray(source)[:, self.source :]
-        return np.lib.stride_tricks.as_strided(first, (c, self.repeats, self.span * w, n), strides, writeable=False)
+        shape = c, self.repeats, self.span * w, n
+        return np.ndarray(shape, source.dtype, np.ascontiguousarray(source), self.source * w * pixel, strides)
 
     def selector(self, dtype):
         """`taken` in a dtype."""
@@ -124,22 +140,22 @@ class Block(NamedTuple):
 # Band ----------------------------------------------------------------------------------------------------------------
 
 
-def _band(out, source, weight, bands, moves):  # (DWK.2)
+def _band(out, source, weight, blocks, moves):  # (DWK.2)
     """Out[:, rows, to] = Σ (T_j @ source[:, rows])[:, seen] over the moves (j, to, seen) of the kernel's columns."""
-    c, _, columns, n = source.shape
-    whole = columns == out.shape[2] and any(to.start == seen.start for _, to, seen in moves[:1])
+    c, h, w, n = source.shape
+    whole = w == out.shape[2] and any(to.start == seen.start for _, to, seen in moves[:1])
     filters = weight[:, 0].swapaxes(1, 2)[:, [j for j, _, _ in moves]]  # (C, 1, KH, KW) -> (C, moves, KH)
-    for rows, read, taken in bands:
-        height, span = taken.shape[1:]
-        matrices = filters @ taken.reshape(len(taken), -1).astype(out.dtype, copy=False)  # (C, moves, R·span)
-        matrices = matrices.reshape(c, len(moves) * height, span)
-        product = empty((c, len(moves) * height, columns * n), out.dtype)
-        np.matmul(matrices, source[:, read].reshape(c, span, columns * n), out=product)
-        product = product.reshape(c, len(moves), height, columns, n)
-        block = out[:, rows]
-        block[...] = product[:, 0] if whole else 0
+    for block in blocks:
+        matrices = (filters @ block.selector(out.dtype)).reshape(c, 1, len(moves) * block.rows, block.span)
+        windows = block.windows(source.reshape(c, h, 1, w * n))  # (C, repeats, span, W·N)
+        product = empty((*windows.shape[:2], len(moves) * block.rows, w * n), out.dtype)
+        np.matmul(matrices, windows, out=product)
+        product = product.reshape(*windows.shape[:2], len(moves), block.rows, w, n)
+        rows = out[:, block.first : block.first + block.repeats * block.rows]
+        rows = rows.reshape(*windows.shape[:2], block.rows, *out.shape[2:])
+        rows[...] = product[:, :, 0] if whole else 0
         for k, (_, to, seen) in list(enumerate(moves))[whole:]:
-            block[:, :, to] += product[:, k, :, seen]
+            rows[:, :, :, to] += product[:, :, k, :, seen]
 
 
 def _dots(dy, x, weight, plan):
@@ -177,7 +193,7 @@ class Plan:
         whole_map = in_size[0] * in_size[1] <= WHOLE_MAP
         self.blocks = _blocks(rows, columns, self.out_size[0] if whole_map else 1)
         if self.is_wide:
-            self.bands, self.bands_back = _bands(rows), _bands(rows.swapaxes(1, 2))
+            self.bands, self.bands_back = _blocks(rows, ALL, BAND), _blocks(rows.swapaxes(1, 2), ALL, BAND)
         else:
             height = in_size[0] if whole_map else stride[0]  # after a stride the reading repeats
             self.blocks_back = _blocks(rows.swapaxes(1, 2), columns.swapaxes(1, 2), height)
@@ -213,12 +229,6 @@ def _blocks(rows, columns, height):
                 continue
         blocks.append(block)
     return blocks
-
-
-def _bands(taken):
-    """Cut a band (K, out, in) into (rows of the result, rows that they read, which tap reads which)."""
-    parts = [slice(start, min(start + BAND, taken.shape[1])) for start in range(0, taken.shape[1], BAND)]
-    return [(rows, read, taken[:, rows, read]) for rows in parts for read in [_read(taken[:, rows])]]
 
 
 def _read(taken):

@@ -25,9 +25,11 @@ Backward, from dy = ∂L/∂y
     dX = W'ᵀ g - Wᵀ (a s dγ/M · W) Xc - Wᵀ (a dβ/M)                                         (FUSE.11)
     in which the second matrix is C × C and the third term one column: neither dZ nor g has to be kept.
 
-`Sequential` puts this in the place of the three layers where it computes the same (see `FusedStep`). Both identities are
+`Sequential` puts this in the place of the three layers where it computes the same (`PointwiseStep`). Both identities are
 exact; what differs from the three layers is rounding.
 """
+
+import math
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix, same_kind
@@ -35,6 +37,7 @@ from scratchnet.layers.activation import ReLU6, clip
 from scratchnet.layers.conv import Conv2d
 from scratchnet.layers.norm import BatchNorm2d
 from scratchnet.slabs import Run, fusion
+from scratchnet.windows import output_size
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
@@ -100,21 +103,35 @@ def subtract_affine(dx, mix, centred, shift):
     dx -= shift
 
 
-@fusion(3)
+# As steps of a Sequential ---------------------------------------------------------------------------------------------
+
+
 class FusedStep(Run):
-    """The three layers as one step of a `Sequential`, in training; without kernels and in eval mode, one by one."""
+    """Convolution, batch norm and ReLU6 as one step, in training; without kernels and in eval mode, one by one."""
 
     cache = None
 
-    @staticmethod
-    def matches(layers):
-        """Whether these three layers are such a convolution with a 1×1 kernel, batch norm and ReLU6."""
+    @classmethod
+    def matches(cls, layers):
+        """Whether these are three such layers, with a convolution that this step can take."""
         conv, norm, relu6 = layers
-        return (
-            (type(conv), type(norm), type(relu6)) == (Conv2d, BatchNorm2d, ReLU6)
-            and (conv.path, conv.stride, conv.bias) == ("pointwise", (1, 1), None)
-            and conv.in_channels <= conv.out_channels == norm.weight.data.size
-        )
+        types = type(conv), type(norm), type(relu6)
+        return types == (Conv2d, BatchNorm2d, ReLU6) and conv.out_channels == norm.weight.data.size and cls.fuses(conv)
+
+    @staticmethod
+    def fuses(conv):
+        """Whether the step can take this convolution."""
+        raise NotImplementedError
+
+    @staticmethod
+    def compute(x, conv, norm):
+        """Y (N, O, OH, OW), mean and biased variance before batch norm (O,), and the cache for `differentiate`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def differentiate(dy, cache):
+        """Dx, and the gradients of the convolution's weight and of batch norm's weight and bias."""
+        raise NotImplementedError
 
     def forward(self, x):
         """Compute y, as the three layers would."""
@@ -124,9 +141,8 @@ class FusedStep(Run):
             return super().forward(x)
         for _, layer in self.layers:
             layer.drop_cache()
-        parameters = conv.weight.data, norm.weight.data, norm.bias.data
-        y, mean, var, self.cache = conv_norm_relu6_forward(x, *parameters, norm.eps)
-        norm.track(mean, var, x.size // x.shape[1])
+        y, mean, var, self.cache = self.compute(x, conv, norm)
+        norm.track(mean, var, y.size // y.shape[1])
         self.expected = y.shape, y.dtype
         return y
 
@@ -137,7 +153,7 @@ class FusedStep(Run):
         (_, conv), (_, norm), _ = self.layers
         self.require_gradient(dy)
         cache, self.cache = self.cache, None
-        dx, dweight, dgamma, dbeta = conv_norm_relu6_backward(dy, cache)
+        dx, dweight, dgamma, dbeta = self.differentiate(dy, cache)
         conv.weight.grad += dweight
         norm.weight.grad += dgamma
         norm.bias.grad += dbeta
@@ -146,5 +162,26 @@ class FusedStep(Run):
     def _fits_conv(self, x):
         """Whether the layers would take x; if not, they themselves are to say why."""
         conv = self.layers[0][1]
-        shaped = self.fits(x, conv.in_channels) and x.ndim == 4 and x.size > x.shape[1]
-        return shaped and same_kind(x, conv.weight.data) is None
+        if not (self.fits(x, conv.in_channels) and x.ndim == 4 and same_kind(x, conv.weight.data) is None):
+            return False
+        axes = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
+        sizes = [output_size(*axis) for axis in axes]
+        return min(sizes) > 0 and len(x) * math.prod(sizes) > 1  # batch norm wants more than one number a channel
+
+
+@fusion(3)
+class PointwiseStep(FusedStep):
+    """A 1×1 convolution that does not narrow, batch norm and ReLU6."""
+
+    differentiate = staticmethod(conv_norm_relu6_backward)
+
+    @staticmethod
+    def fuses(conv):
+        """Whether it is a plain 1×1 convolution: the covariance of x must be the smaller one."""
+        plain = (conv.path, conv.stride, conv.bias) == ("pointwise", (1, 1), None)
+        return plain and conv.in_channels <= conv.out_channels
+
+    @staticmethod
+    def compute(x, conv, norm):
+        """Y, mean, variance and cache."""
+        return conv_norm_relu6_forward(x, conv.weight.data, norm.weight.data, norm.bias.data, norm.eps)

@@ -1,0 +1,72 @@
+"""Depthwise convolution, batch norm and ReLU6 on the CPU, a few channels at a time (layers/fused_depthwise.py).
+
+A slab of channels goes through all three while it is in the cache: eight passes forward, counted with the convolution's
+one, and ten and the two convolutions backward, where the three layers by themselves take eleven and fourteen, fetch the
+array from memory for each layer and write it back. The slabs go to the threads and write straight into the results.
+
+Measured, ns an element that enters, forward + backward, two threads, against the three layers in slabs of 8 MiB: 32×32 6.2
+(9.2), 32×32 stride 2 2.5 (3.1), 16×16 5.3 (7.4), 8×8 4.8 (6.2), 4×4 4.1 (4.8); 1 MiB and 8 MiB are no faster than 2 MiB.
+"""
+
+import numpy as np
+
+from scratchnet.array import as_images
+from scratchnet.kernels import register
+from scratchnet.kernels.buffers import empty
+from scratchnet.kernels.cpu import REAL, row_sums
+from scratchnet.kernels.depthwise import Plan, convolve, convolve_back, weight_gradient
+from scratchnet.slabs import cut
+from scratchnet.threads import parallel
+
+
+@register("cpu", lambda x, *_: x.dtype.type in REAL)
+def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
+    """A slab of channels at a time; z is centred in place."""
+    plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
+    z = empty((len(x), *plan.out_size, x.shape[3]), x.dtype)
+    centred, y = z.reshape(len(x), -1), empty((len(x), z[0].size), x.dtype)
+    mean, var, inv_std = np.empty((3, len(x), 1), x.dtype)
+
+    def slab(c):
+        convolve(z[c], x[c], weight[c], plan)
+        rows, out = centred[c], y[c]
+        mean[c, 0] = row_sums(rows) / rows.shape[1]
+        rows -= mean[c]
+        var[c, 0] = np.vecdot(rows, rows) / rows.shape[1]
+        inv_std[c] = 1 / (var[c] + eps) ** 0.5  # (DWF.1)
+        np.multiply(rows, gamma[c, None] * inv_std[c], out=out)
+        out += beta[c, None]
+        np.clip(out, 0, 6, out=out)  # (DWF.2)
+
+    parallel(slab, cut(as_images(x)))
+    cache = x, weight, centred, y, gamma, inv_std, (stride, padding, dilation)
+    return y.reshape(z.shape), mean[:, 0], var[:, 0], cache
+
+
+@register("cpu", lambda dy, cache: dy.dtype.type in REAL)
+def depthwise_norm_relu6_backward(dy, cache):
+    """A slab at a time; h is all that is made."""
+    x, weight, centred, y, gamma, inv_std, geometry = cache
+    plan = Plan.of(x.shape[1:3], weight.shape[2:], *geometry)
+    grad, m = dy.reshape(centred.shape), centred.shape[1]
+    scale = gamma[:, None] * inv_std
+    scaled = scale[:, :, None, None] * weight
+    dx, dweight = empty(x.shape, x.dtype), np.empty_like(weight)
+    dgamma, dbeta = np.empty((2, len(x)), x.dtype)
+
+    def slab(c):
+        inside = np.greater(y[c], 0)
+        inside &= np.less(y[c], 6)
+        h = np.multiply(grad[c], inside, out=empty(grad[c].shape, x.dtype))  # (DWF.3)
+        dbeta[c] = row_sums(h)
+        dgamma[c] = np.vecdot(h, centred[c]) * inv_std[c, 0]  # (DWF.4)
+        part = np.multiply(centred[c], inv_std[c] * (dgamma[c, None] / -m), out=empty(h.shape, x.dtype))
+        part += dbeta[c, None] / -m
+        h += part  # (DWF.5)
+        maps = h.reshape(dy[c].shape)
+        convolve_back(dx[c], maps, scaled[c], plan)
+        dweight[c] = weight_gradient(maps, x[c], weight[c], plan)
+
+    parallel(slab, cut(as_images(x)))
+    dweight *= scale[:, :, None, None]  # (DWF.6)
+    return dx, dweight, dgamma, dbeta
