@@ -13,6 +13,7 @@ from scratchnet.layers.norm import BatchNorm2d
 from scratchnet.layers.conv import Conv2d
 from scratchnet.layers import fused as fused
 from scratchnet.layers import fused_depthwise as fused_depthwise
+from scratchnet.layers import folding as folding
 from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
 from scratchnet.layers.dropout import Dropout
 from scratchnet.threads import get_num_threads, set_num_threads

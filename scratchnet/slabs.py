@@ -46,7 +46,7 @@ def join_runs(chain):
                 break
         else:
             count, step = 1, Run
-        if step is Run and steps and todo[0][1].channelwise and steps[-1].channelwise:
+        if step is Run and steps and type(steps[-1]) is Run and todo[0][1].channelwise and steps[-1].channelwise:
             steps[-1].layers.append(todo[0])
         else:
             steps.append(step(todo[:count]))

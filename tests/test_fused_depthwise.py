@@ -157,3 +157,11 @@ def test_one_thread_and_two_give_the_same_bits(geometry):
         dy = sn.as_images(rng.standard_normal(net(x).transpose(1, 2, 3, 0).shape).astype(np.float32))
         results.append({name: value.tobytes() for name, value in everything(net, x, dy).items()})
     assert results[0] == results[1]
+
+
+def test_a_channelwise_layer_behind_it_is_a_step_of_its_own():
+    rng = np.random.default_rng(0)
+    net = sn.Sequential(*network(rng, 3, 3, 1, 1, 1), sn.AvgPool2d(2))
+    net(rng.standard_normal((4, 3, 6, 4)))
+    assert [len(step.layers) for step in net._steps] == [3, 1]
+    net.backward(rng.standard_normal((4, 3, 3, 2)))

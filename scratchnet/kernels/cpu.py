@@ -15,7 +15,7 @@ from scratchnet.slabs import PARALLEL_BYTES, split
 from scratchnet.threads import parallel
 
 REAL = (np.float32, np.float64)
-CHUNK = 1 << 14  # columns of a matrix product that one thread computes at a time
+CHUNK = 1 << 12  # columns of a matrix product that one thread computes at a time
 PARALLEL_WORK = 1 << 22  # multiply-adds below which a product is done sooner than a second thread wakes
 
 
@@ -125,8 +125,8 @@ def _chunks(multiply_adds, columns):
 
 # The wide half of a 1×1 convolution with batch norm and ReLU6 (layers/fused.py) ---------------------------------------
 
-PANEL_BYTES = 1 << 20  # of the wide array: so many of its columns at a time stay in a core's cache
-SHARES = 8  # parts in which the columns go to the threads; the same for any number of threads
+PANEL_BYTES = 2 << 20  # of the wide array: so many of its columns at a time stay in a core's cache
+SHARES = 4  # parts in which the columns go to the threads; the same for any number of threads
 
 
 @register("cpu", _is_real)
@@ -163,7 +163,8 @@ def clipped_product(centred, scaled, beta):
 
     def share(columns):
         for panel in _panels(columns, y):
-            product = scaled @ centred[:, panel]
+            product = empty((len(y), panel.stop - panel.start), y.dtype)
+            np.matmul(scaled, centred[:, panel], out=product)
             product += beta[:, None]
             np.clip(product, 0, 6, out=y[:, panel])
 
@@ -180,9 +181,10 @@ def masked_products(grad, y, centred, scaled):
     def share(columns):
         products, dbeta = np.zeros(scaled.shape, grad.dtype), np.zeros(len(grad), grad.dtype)
         for panel in _panels(columns, grad):
-            inside = np.greater(y[:, panel], 0)
-            inside &= np.less(y[:, panel], 6)
-            g = grad[:, panel] * inside
+            shape = len(grad), panel.stop - panel.start
+            inside = np.greater(y[:, panel], 0, out=empty(shape, bool))
+            inside &= np.less(y[:, panel], 6, out=empty(shape, bool))
+            g = np.multiply(grad[:, panel], inside, out=empty(shape, grad.dtype))
             products += g @ centred[:, panel].T
             dbeta += row_sums(g)
             np.matmul(transposed, g, out=dx[:, panel])

@@ -106,8 +106,20 @@ def subtract_affine(dx, mix, centred, shift):
 # As steps of a Sequential ---------------------------------------------------------------------------------------------
 
 
-class FusedStep(Run):
-    """Convolution, batch norm and ReLU6 as one step, in training; without kernels and in eval mode, one by one."""
+class ConvStep(Run):
+    """A convolution and what follows it."""
+
+    def outputs(self, x):
+        """Numbers a channel of the convolution of x; 0 where it would not take x, and is to say itself why."""
+        conv = self.layers[0][1]
+        if not (self.fits(x, conv.in_channels) and x.ndim == 4 and same_kind(x, conv.weight.data) is None):
+            return 0
+        axes = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
+        return len(x) * math.prod(max(0, output_size(*axis)) for axis in axes)
+
+
+class FusedStep(ConvStep):
+    """Convolution, batch norm and ReLU6 as one step, in training; without kernels one by one."""
 
     cache = None
 
@@ -115,8 +127,9 @@ class FusedStep(Run):
     def matches(cls, layers):
         """Whether these are three such layers, with a convolution that this step can take."""
         conv, norm, relu6 = layers
-        types = type(conv), type(norm), type(relu6)
-        return types == (Conv2d, BatchNorm2d, ReLU6) and conv.out_channels == norm.weight.data.size and cls.fuses(conv)
+        if (type(conv), type(norm), type(relu6)) != (Conv2d, BatchNorm2d, ReLU6) or not norm.training:
+            return False
+        return conv.out_channels == norm.weight.data.size and cls.fuses(conv)
 
     @staticmethod
     def fuses(conv):
@@ -137,7 +150,7 @@ class FusedStep(Run):
         """Compute y, as the three layers would."""
         (_, conv), (_, norm), _ = self.layers
         self.cache = None
-        if not (kernels.enabled() and norm.training and self._fits_conv(x)):
+        if not (kernels.enabled() and self.outputs(x) > 1):  # batch norm wants two numbers
             return super().forward(x)
         for _, layer in self.layers:
             layer.drop_cache()
@@ -158,15 +171,6 @@ class FusedStep(Run):
         norm.weight.grad += dgamma
         norm.bias.grad += dbeta
         return dx
-
-    def _fits_conv(self, x):
-        """Whether the layers would take x; if not, they themselves are to say why."""
-        conv = self.layers[0][1]
-        if not (self.fits(x, conv.in_channels) and x.ndim == 4 and same_kind(x, conv.weight.data) is None):
-            return False
-        axes = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
-        sizes = [output_size(*axis) for axis in axes]
-        return min(sizes) > 0 and len(x) * math.prod(sizes) > 1  # batch norm wants more than one number a channel
 
 
 @fusion(3)

@@ -1,0 +1,101 @@
+"""Inference: batch norm is a part of the convolution before it, and ReLU6 is done while its output is at hand.
+
+In eval mode batch norm is a fixed affine map per channel (BN.8), and a convolution z = W ⋆ x + b is linear in W and b:
+    γ (z - μ) / √(v + eps) + β  =  W' ⋆ x + b'
+    W' = a W,    b' = a (b - μ) + β,    a = γ / √(v + eps)        row o of W is scaled by a_o   (FOLD.1)
+    y  = clip(W' ⋆ x + b', 0, 6)                                                               (FOLD.2)
+
+`fold_batch_norm` writes W' and b' into a copy of a network, once. In a network that is not folded the same is done on the
+way: `FoldedStep` takes the place of the layers in eval mode, where nothing has to be saved.
+"""
+
+import copy
+from collections import Counter
+from itertools import pairwise
+
+from scratchnet import kernels
+from scratchnet.array import as_images, as_maps, as_matrix, get_array_module
+from scratchnet.layers.activation import ReLU6, clip
+from scratchnet.layers.conv import Conv2d, conv2d_forward, depthwise_forward
+from scratchnet.layers.fused import ConvStep, clipped_product
+from scratchnet.layers.norm import BatchNorm2d
+from scratchnet.module import Parameter
+from scratchnet.sequential import Sequential
+from scratchnet.slabs import fusion
+
+
+def fold_batch_norm(module):
+    """A copy in eval mode in which every batch norm that directly follows a convolution is a part of it.
+
+    The layers keep their names, the convolutions have a bias, and those batch norms are gone. A layer that stands in two
+    places is left as it is. The module does not change; the copy computes what it computes in eval mode, to rounding.
+    """
+    folded = copy.deepcopy(module).eval()
+    chains = [(part, list(part.chain())) for _, part in folded.named_modules() if isinstance(part, Sequential)]
+    inside = {id(child) for part, _ in chains for _, child in part.named_children() if type(child) is Sequential}
+    chains = [(part, chain) for part, chain in chains if id(part) not in inside]  # what an outer chain has opened up
+    places = Counter(id(layer) for _, chain in chains for _, layer in chain)
+    for part, chain in chains:
+        for (_, conv), (name, norm) in pairwise(chain):
+            if _is_folding(conv, norm) and places[id(conv)] == places[id(norm)] == 1:
+                weight, bias = folded_parameters(conv, norm)
+                conv.weight, conv.bias = Parameter(weight), Parameter(bias, decay=False)
+                _remove(part, name)
+    return folded
+
+
+def folded_parameters(conv, norm):
+    """W' and b' of (FOLD.1)."""
+    a = norm.weight.data / (norm.running_var + norm.eps) ** 0.5
+    bias = conv.bias.data if conv.bias else 0
+    return a[:, None, None, None] * conv.weight.data, a * (bias - norm.running_mean) + norm.bias.data
+
+
+def depthwise_relu6(x, weight, bias, stride, padding, dilation):
+    """(FOLD.2) for one filter a channel: x (C, H, W, N), weight (C, 1, KH, KW), bias (C,) -> (C, OH, OW, N)."""
+    y = kernels.run(depthwise_forward, x, weight, stride, padding, dilation)
+    return clip(y + bias[:, None, None, None], 0, 6)
+
+
+def _is_folding(conv, norm):
+    matching = type(conv) is Conv2d and type(norm) is BatchNorm2d
+    return matching and conv.out_channels == norm.weight.data.size
+
+
+def _remove(part, name):
+    *path, last = name.split(".")
+    for step in path:
+        part = getattr(part, step)
+    delattr(part, last)
+
+
+class FoldedStep(ConvStep):
+    """A convolution, batch norm or none, and ReLU6 as one step of a `Sequential`, in eval mode."""
+
+    @staticmethod
+    def matches(layers):
+        """Whether these are such layers, in a mode in which nothing is saved for backward."""
+        conv, *norm, relu6 = layers
+        folding = type(conv) is Conv2d and all(_is_folding(conv, layer) for layer in norm)
+        return folding and type(relu6) is ReLU6 and not any(layer.saves or layer.training for layer in layers)
+
+    def forward(self, x):
+        """Compute y, as the layers would."""
+        (_, conv), *norm, _ = self.layers
+        if not (kernels.enabled() and self.outputs(x)):
+            return super().forward(x)
+        if norm:
+            weight, bias = folded_parameters(conv, norm[0][1])
+        else:
+            weight, bias = conv.weight.data, conv.bias.data if conv.bias else 0 * conv.weight.data[:, 0, 0, 0]
+        if conv.path == "pointwise" and conv.stride == (1, 1):
+            return as_images(kernels.run(clipped_product, as_matrix(x), weight[:, :, 0, 0], bias), x)
+        geometry = conv.stride, conv.padding, conv.dilation
+        if conv.path == "depthwise" and conv.channelwise:
+            return as_images(kernels.run(depthwise_relu6, as_maps(x), weight, bias, *geometry))
+        y = as_maps(conv2d_forward(x, weight, bias, *geometry, conv.groups, conv.path)[0])
+        return as_images(get_array_module(y).clip(y, 0, 6, out=y))
+
+
+fusion(2)(FoldedStep)
+fusion(3)(FoldedStep)
