@@ -1,21 +1,24 @@
 """Where the time of one training step goes: by step of the network, and by kernel.
 
-    python benchmarks/profile_step.py [--case cifar-1.0] [--threads 2] [--steps 5]
+    python benchmarks/train_step.py --profile [--case cifar-1.0]
 
 A step is what `Sequential` computes at once: a fused step, a run of channelwise layers, or one layer; a row adds up all of
-one kind, without what they call inside. The kernels' times are those of `kernels.run`, counted once again.
+one kind, without what they call inside. The kernels' times are those of `kernels.run`, counted once again; of what runs in
+slabs on several threads, the calling thread's share is counted.
 """
 
-import argparse
+import threading
 import time
 from collections import defaultdict
 
-from train_step import CASES, scratchnet_step
+from engines import scratchnet_step
 
 from scratchnet import kernels, sequential, slabs
 from scratchnet.layers import fused
 from scratchnet.layers.loss import CrossEntropyLoss
-from scratchnet.training.optim import SGD
+from scratchnet.training.optim import Optimizer
+
+STEPS = 5
 
 
 class Clock:
@@ -23,11 +26,16 @@ class Clock:
 
     def __init__(self):
         self.seconds, self.calls, self.inner = defaultdict(float), defaultdict(int), [0.0]
+        self.thread, self.originals = threading.get_ident(), []
 
-    def wrap(self, function, label):
-        """The function, timed under what `label(*args)` says."""
+    def wrap(self, owner, name, label):
+        """Time `owner.name`, under what `label(*args)` says."""
+        function = getattr(owner, name)
+        self.originals.append((owner, name, function))
 
         def timed(*args):
+            if threading.get_ident() != self.thread:
+                return function(*args)
             self.inner.append(0.0)
             start = time.perf_counter()
             try:
@@ -38,7 +46,12 @@ class Clock:
                 self.calls[label(*args)] += 1
                 self.inner[-1] += whole
 
-        return timed
+        setattr(owner, name, timed)
+
+    def restore(self):
+        """Take the wrappers off again."""
+        for owner, name, function in self.originals:
+            setattr(owner, name, function)
 
 
 def kind(run):
@@ -49,45 +62,29 @@ def kind(run):
     )
 
 
-def main():
-    """Print the two tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, default="cifar-1.0")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=5)
-    args = parser.parse_args()
-    print(f"{args.case}, {args.threads} threads, mean of {args.steps} steps; ms a picture\n")
-    for line in profile(args.case, args.threads, args.steps):
-        print(line)
-
-
-def profile(case, threads, steps):
-    """Lines of the two tables."""
-    step = scratchnet_step(*CASES[case], threads)
+def profile(what):
+    """Lines of the two tables, for a spec of `engines.py`."""
+    step = scratchnet_step(**what)
     step()
     step()
-    by_step, by_kernel, whole = Clock(), Clock(), Clock()
+    by_step, by_kernel = Clock(), Clock()
     for owner in (slabs.Run, fused.FusedStep):
         for name in ("forward", "backward"):
-            setattr(owner, name, by_step.wrap(vars(owner)[name], lambda run, _, name=name: (kind(run), name)))
-    for owner, label in ((CrossEntropyLoss, "loss"), (SGD, "optimizer")):
-        for name in {"forward", "backward", "step"} & set(vars(owner)):
-            setattr(owner, name, by_step.wrap(vars(owner)[name], lambda *_, row=(label, name): row))
-    for name, owner in (("add", sequential),):
-        setattr(owner, name, by_step.wrap(getattr(owner, name), lambda *_: ("shortcut", "")))
-    kernels.run = by_kernel.wrap(kernels.run, lambda function, *_: (function.__name__, ""))
-    step = whole.wrap(step, lambda: "all")
-    for _ in range(steps):
+            by_step.wrap(owner, name, lambda run, _, name=name: (kind(run), name))
+    for owner, name in ((CrossEntropyLoss, "forward"), (CrossEntropyLoss, "backward"), (Optimizer, "step")):
+        by_step.wrap(owner, name, lambda *_, owner=owner, name=name: (owner.__name__, name))
+    by_step.wrap(sequential, "add", lambda *_: ("shortcut", ""))
+    by_kernel.wrap(kernels, "run", lambda function, *_: (function.__name__, ""))
+    start = time.perf_counter()
+    for _ in range(STEPS):
         step()
-    scale = 1e3 / CASES[case][3] / steps
-    total = whole.seconds["all"] * scale
-    for title, clock in (("step", by_step), ("kernel", by_kernel)):
-        yield f"{title:<42} {'':<9} {'ms':>7} {'share':>6} {'calls':>6}"
+    total = (time.perf_counter() - start) * 1e3 / what["batch"] / STEPS
+    for clock in (by_step, by_kernel):
+        clock.restore()
+    yield f"{what['threads']} threads, mean of {STEPS} steps: {total:.3f} ms a picture"
+    for title, clock in (("step of the network", by_step), ("kernel", by_kernel)):
+        yield f"  {title:<42} {'':<9} {'ms':>7} {'share':>6} {'calls':>6}"
         for label, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
-            share = seconds * scale / total
-            yield f"{label[0]:<42} {label[1]:<9} {seconds * scale:>7.3f} {share:>6.1%} {clock.calls[label] // steps:>6}"
-        yield f"{'sum':<42} {'':<9} {sum(clock.seconds.values()) * scale:>7.3f} of {total:.3f}\n"
-
-
-if __name__ == "__main__":
-    main()
+            ms = seconds * 1e3 / what["batch"] / STEPS
+            yield f"  {label[0]:<42} {label[1]:<9} {ms:>7.3f} {ms / total:>6.1%} {clock.calls[label] // STEPS:>6}"
+    yield ""

@@ -150,7 +150,7 @@ def test_float32_stays_float32_and_inputs_stay_as_they_are():
 @pytest.mark.parametrize("channels", [(3, 5), (24, 144)])
 def test_one_thread_and_two_give_the_same_bits_also_in_many_panels(channels, monkeypatch):
     monkeypatch.setattr("scratchnet.kernels.cpu.PANEL_BYTES", 1 << 12)
-    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_BYTES", 0)
+    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_WORK", 0)
     results = []
     for threads in (1, 2):
         sn.set_num_threads(threads)
@@ -163,7 +163,7 @@ def test_one_thread_and_two_give_the_same_bits_also_in_many_panels(channels, mon
 
 def test_kernels_are_the_functions_of_this_file_in_panels(monkeypatch):
     monkeypatch.setattr("scratchnet.kernels.cpu.PANEL_BYTES", 1 << 10)
-    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_BYTES", 0)
+    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_WORK", 0)
     rng = np.random.default_rng(0)
     rows, dy = rng.standard_normal((4, 517)), rng.standard_normal((9, 517))
     scaled, beta = rng.standard_normal((9, 4)), rng.uniform(0, 3, 9)

@@ -58,13 +58,17 @@ def test_cut_covers_every_channel_once_and_does_not_ask_for_threads(shape, nbyte
 
 def test_cut_leaves_whole_what_is_small_or_not_channel_major(monkeypatch):
     monkeypatch.setattr(slabs, "SLAB_BYTES", 4 << 20)
+    monkeypatch.setattr(slabs, "PARALLEL_BYTES", 1 << 20)
     large = np.zeros((8, 16, 64, 64), np.float32)
     assert slabs.cut(large) == [slice(0, 16)]
     assert slabs.cut(channel_major(large)) == [slice(0, 8), slice(8, 16)]
     assert slabs.cut(channel_major(np.zeros((8, 16, 64, 640), np.float32))) == [
         slice(0, 2), slice(2, 5), slice(5, 8), slice(8, 10), slice(10, 13), slice(13, 16)
     ]  # fmt: skip
-    assert slabs.cut(channel_major(np.zeros((2, 16, 63, 64), np.float32))) == [slice(0, 16)]
+    small = channel_major(np.zeros((8, 16, 63, 64), np.float32))
+    assert slabs.cut(small) == slabs.cut(small, 10) == [slice(0, 16)]
+    assert len(slabs.cut(small, 11)) == 2  # small, but more is to be done with it
+    assert slabs.cut(channel_major(large), 9) == [slice(0, 16)]
     assert slabs.cut(channel_major(np.zeros((8, 1, 640, 64), np.float32))) == [slice(0, 1)]
 
 
@@ -148,7 +152,7 @@ def test_a_cut_network_stays_float32_and_channel_major(rng):
 
 def test_a_step_of_large_pictures_is_cut_and_counted_once():
     """With the sizes as they are: one step, one more batch tracked, whatever the number of slabs."""
-    x = picture(np.random.default_rng(0), (8, 16, 64, 64), np.float32)
+    x = picture(np.random.default_rng(0), (16, 16, 64, 64), np.float32)
     norm = sn.BatchNorm2d(16)
     net = sn.Sequential(norm, sn.ReLU6())
     counter = norm.num_batches_tracked

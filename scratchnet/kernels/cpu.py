@@ -11,12 +11,13 @@ import numpy as np
 from scratchnet.array import as_images, as_matrix
 from scratchnet.kernels import register
 from scratchnet.kernels.buffers import empty
-from scratchnet.slabs import PARALLEL_BYTES, split
+from scratchnet.slabs import split
 from scratchnet.threads import parallel
 
 REAL = (np.float32, np.float64)
 CHUNK = 1 << 12  # columns of a matrix product that one thread computes at a time
-PARALLEL_WORK = 1 << 22  # multiply-adds below which a product is done sooner than a second thread wakes
+PARALLEL_WORK = 1 << 24  # multiply-adds below which a product is done sooner than a second thread wakes
+PASS = 8  # multiply-adds in the time that an operation on one number takes
 
 
 def _is_real(x, *_):
@@ -108,19 +109,20 @@ def pointwise_backward(dy, x, weight, stride):
 
 def matmul(a, b, out):
     """Out = a @ b for a wide b, its columns cut into chunks: the result of a chunk stays in the cache of its core."""
-    parallel(lambda columns: np.matmul(a, b[:, columns], out=out[:, columns]), _chunks(a.size, b.shape[1]))
+    work = a.size + PASS * (len(out) + len(b))
+    parallel(lambda columns: np.matmul(a, b[:, columns], out=out[:, columns]), _chunks(work, b.shape[1]))
 
 
 def matmul_transposed(a, b):
     """A @ b.T for wide a and b, as the sum of the products of their chunks, added in the order of the chunks."""
-    chunks = _chunks(len(a) * len(b), b.shape[1])
+    chunks = _chunks(len(a) * len(b) + PASS * (len(a) + len(b)), b.shape[1])
     return sum(parallel(lambda columns: a[:, columns] @ b[:, columns].T, chunks))
 
 
-def _chunks(multiply_adds, columns):
-    """The columns in an even number of chunks, or in one where so few multiply-adds a column make too little work."""
+def _chunks(work, columns):
+    """The columns in an even number of chunks, or in one where there is too little work, in multiply-adds a column."""
     count = max(1, round(columns / CHUNK))
-    return split(columns, count + count % 2 if multiply_adds * columns > PARALLEL_WORK else 1)
+    return split(columns, count + count % 2 if work * columns > PARALLEL_WORK else 1)
 
 
 # The wide half of a 1×1 convolution with batch norm and ReLU6 (layers/fused.py) ---------------------------------------
@@ -132,7 +134,7 @@ SHARES = 4  # parts in which the columns go to the threads; the same for any num
 @register("cpu", _is_real)
 def centre(rows):
     """A share of columns on each thread; the means first, as sums of the shares' sums."""
-    shares = _shares(rows)
+    shares = _shares(rows.shape[1], len(rows) * (len(rows) + 4 * PASS))
     mean = sum(parallel(lambda columns: row_sums(rows[:, columns]), shares))[:, None] / rows.shape[1]
     centred = empty(rows.shape, rows.dtype)
 
@@ -141,6 +143,14 @@ def centre(rows):
         return part @ part.T
 
     return centred, mean, sum(parallel(share, shares)) / rows.shape[1]
+
+
+@register("cpu", _is_real)
+def product(a, b):
+    """Its columns on all threads."""
+    out = np.empty((len(a), b.shape[1]), a.dtype)
+    matmul(a, b, out)
+    return out
 
 
 @register("cpu", _is_real)
@@ -153,7 +163,7 @@ def subtract_affine(dx, mix, centred, shift):
             product += shift
             dx[:, panel] -= product
 
-    parallel(share, _shares(dx))
+    parallel(share, _shares(dx.shape[1], len(dx) * (len(dx) + 4 * PASS)))
 
 
 @register("cpu", _is_real)
@@ -168,7 +178,7 @@ def clipped_product(centred, scaled, beta):
             product += beta[:, None]
             np.clip(product, 0, 6, out=y[:, panel])
 
-    parallel(share, _shares(y))
+    parallel(share, _shares(y.shape[1], scaled.size + 4 * PASS * len(y)))
     return y
 
 
@@ -190,13 +200,13 @@ def masked_products(grad, y, centred, scaled):
             np.matmul(transposed, g, out=dx[:, panel])
         return products, dbeta
 
-    shares = parallel(share, _shares(grad))
+    shares = parallel(share, _shares(grad.shape[1], 2 * scaled.size + 8 * PASS * len(grad)))
     return dx, sum(products for products, _ in shares), sum(dbeta for _, dbeta in shares)
 
 
-def _shares(rows):
-    """The columns of a matrix in SHARES parts, or in one where it is too small for a second thread to be of use."""
-    return split(rows.shape[1], SHARES if rows.nbytes > PARALLEL_BYTES else 1)
+def _shares(columns, work):
+    """The columns in SHARES parts, or in one where there is too little work, in multiply-adds a column."""
+    return split(columns, SHARES if columns * work > PARALLEL_WORK else 1)
 
 
 def _panels(columns, wide):

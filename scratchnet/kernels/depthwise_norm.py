@@ -18,6 +18,7 @@ from scratchnet.kernels.depthwise import Plan, convolve, convolve_back, weight_g
 from scratchnet.slabs import cut
 from scratchnet.threads import parallel
 
+PASSES = 40  # over x, in the time that a convolution takes
 FEW_COLUMNS = 16  # of a single picture, up to which it is convolved tap by tap
 
 
@@ -40,7 +41,7 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
         out += beta[c, None]
         np.clip(out, 0, 6, out=out)  # (DWF.2)
 
-    parallel(slab, cut(as_images(x)))
+    parallel(slab, cut(as_images(x), PASSES))
     cache = x, weight, centred, y, gamma, inv_std, (stride, padding, dilation)
     return y.reshape(z.shape), mean[:, 0], var[:, 0], cache
 
@@ -69,7 +70,7 @@ def depthwise_norm_relu6_backward(dy, cache):
         convolve_back(dx[c], maps, scaled[c], plan)
         dweight[c] = weight_gradient(maps, x[c], weight[c], plan)
 
-    parallel(slab, cut(as_images(x)))
+    parallel(slab, cut(as_images(x), PASSES))
     dweight *= scale[:, :, None, None]  # (DWF.6)
     return dx, dweight, dgamma, dbeta
 
@@ -90,7 +91,7 @@ def depthwise_relu6(x, weight, bias, stride, padding, dilation):
         rows += bias[c, None]
         np.clip(rows, 0, 6, out=rows)  # (FOLD.2)
 
-    parallel(slab, cut(as_images(x)))
+    parallel(slab, cut(as_images(x), PASSES))
     return y
 
 

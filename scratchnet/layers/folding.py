@@ -27,8 +27,8 @@ from scratchnet.slabs import fusion
 def fold_batch_norm(module):
     """A copy in eval mode in which every batch norm that directly follows a convolution is a part of it.
 
-    The layers keep their names, the convolutions have a bias, and those batch norms are gone. A layer that stands in two
-    places is left as it is. The module does not change; the copy computes what it computes in eval mode, to rounding.
+    The layers keep their names, the convolutions have a bias, and those batch norms are gone. A convolution that stands in
+    two places is left as it is. The module does not change; the copy computes what it computes in eval mode, to rounding.
     """
     folded = copy.deepcopy(module).eval()
     chains = [(part, list(part.chain())) for _, part in folded.named_modules() if isinstance(part, Sequential)]
@@ -37,7 +37,7 @@ def fold_batch_norm(module):
     places = Counter(id(layer) for _, chain in chains for _, layer in chain)
     for part, chain in chains:
         for (_, conv), (name, norm) in pairwise(chain):
-            if _is_folding(conv, norm) and places[id(conv)] == places[id(norm)] == 1:
+            if _is_folding(conv, norm) and places[id(conv)] == 1:
                 weight, bias = folded_parameters(conv, norm)
                 conv.weight, conv.bias = Parameter(weight), Parameter(bias, decay=False)
                 _remove(part, name)
@@ -45,16 +45,16 @@ def fold_batch_norm(module):
 
 
 def folded_parameters(conv, norm):
-    """W' and b' of (FOLD.1)."""
+    """W' and b' of a convolution with the batch norm behind it."""
     a = norm.weight.data / (norm.running_var + norm.eps) ** 0.5
     bias = conv.bias.data if conv.bias else 0
-    return a[:, None, None, None] * conv.weight.data, a * (bias - norm.running_mean) + norm.bias.data
+    return a[:, None, None, None] * conv.weight.data, a * (bias - norm.running_mean) + norm.bias.data  # (FOLD.1)
 
 
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):
-    """(FOLD.2) for one filter a channel: x (C, H, W, N), weight (C, 1, KH, KW), bias (C,) -> (C, OH, OW, N)."""
+    """Y for one filter a channel: x (C, H, W, N), weight (C, 1, KH, KW), bias (C,) -> (C, OH, OW, N)."""
     y = kernels.run(depthwise_forward, x, weight, stride, padding, dilation)
-    return clip(y + bias[:, None, None, None], 0, 6)
+    return clip(y + bias[:, None, None, None], 0, 6)  # (FOLD.2)
 
 
 def _is_folding(conv, norm):

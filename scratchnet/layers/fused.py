@@ -54,23 +54,24 @@ def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     """
     rows, matrix = as_matrix(x), weight[:, :, 0, 0]  # (N, C, H, W) -> (C, M)
     centred, mean_x, covariance = kernels.run(centre, rows)
-    mean, var = matrix @ mean_x, ((matrix @ covariance) * matrix).sum(axis=1, keepdims=True)  # (FUSE.3)
+    mixed = kernels.run(product, matrix, covariance)  # W K
+    mean, var = matrix @ mean_x, (mixed * matrix).sum(axis=1, keepdims=True)  # (FUSE.3)
     inv_std = 1 / (var + eps) ** 0.5
     scaled = gamma[:, None] * inv_std * matrix  # (FUSE.4)
     y = kernels.run(clipped_product, centred, scaled, beta)  # (FUSE.5)
-    return as_images(y, x), mean[:, 0], var[:, 0], (y, centred, covariance, matrix, scaled, gamma, inv_std)
+    return as_images(y, x), mean[:, 0], var[:, 0], (y, centred, mixed, matrix, scaled, gamma, inv_std)
 
 
 def conv_norm_relu6_backward(dy, cache):
     """Gradients of `conv_norm_relu6_forward`: dx (N, C, H, W), dweight (O, C, 1, 1), dgamma and dbeta (O,)."""
-    y, centred, covariance, matrix, scaled, gamma, inv_std = cache
+    y, centred, mixed, matrix, scaled, gamma, inv_std = cache
     dx, products, dbeta = kernels.run(masked_products, as_matrix(dy), y, centred, scaled)
     m = dy.size // dy.shape[1]
     dgamma = inv_std[:, 0] * (matrix * products).sum(axis=1)  # (FUSE.9)
     a = gamma[:, None] * inv_std
     through_var = inv_std * dgamma[:, None]
-    dweight = a * (products - through_var * (matrix @ covariance))  # (FUSE.10)
-    mix = matrix.T @ (a * through_var / m * matrix)
+    dweight = a * (products - through_var * mixed)  # (FUSE.10)
+    mix = kernels.run(product, matrix.T, a * through_var / m * matrix)
     shift = matrix.T @ (a * dbeta[:, None] / m)
     kernels.run(subtract_affine, dx, mix, centred, shift)  # (FUSE.11)
     return as_images(dx, dy), dweight[:, :, None, None], dgamma, dbeta
@@ -84,6 +85,11 @@ def centre(rows):
     mean = rows.mean(axis=1, keepdims=True)
     centred = rows - mean  # (FUSE.1)
     return centred, mean, centred @ centred.T / rows.shape[1]  # (FUSE.2)
+
+
+def product(a, b):
+    """A @ b, of weights: not wide, but with many channels as much work as what goes over the pixels."""
+    return a @ b
 
 
 def clipped_product(centred, scaled, beta):

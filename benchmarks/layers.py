@@ -1,0 +1,137 @@
+"""Each step of the network at its real sizes, forward and backward, against the same layers in PyTorch.
+
+    python benchmarks/layers.py [--case cifar-1.0] [--json FILE]     (extra `bench`)
+
+A step is what `Sequential` computes at once: three fused layers, or one. PyTorch runs the same layers, eager, in the faster
+of its two memory formats. GFLOP/s counts two operations a multiply-add, three times (y, dx, dweight), for convolutions and
+linear layers; GB/s counts x, y, dy, x again and dx once each, for everything. An element is a number of the larger of x
+and y.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = "passive"  # before PyTorch is loaded: its threads are not to spin while ours compute
+
+import numpy as np
+import torch
+from engines import spec, time_of
+from profile_step import kind
+from torch import nn
+from train_step import CASES
+
+import scratchnet as sn
+from models import MobileNetV2
+from scratchnet import slabs
+from scratchnet.layers import fused
+from scratchnet.threads import short_rows
+
+SECONDS = 0.3
+
+
+def steps_of(what):
+    """(layers, shape of x) of every distinct step of the network, in order, and how often it comes."""
+    found: dict = {}
+    originals = [(owner, owner.forward) for owner in (slabs.Run, fused.FusedStep)]
+
+    def recorded(run, x, original):
+        if not run.layers[0][1].named_children():
+            key = kind(run), x.shape, tuple(p.data.shape for _, layer in run.layers for p in layer.parameters())
+            layers, shape, count = found.get(key, (run.layers, x.shape, 0))
+            found[key] = layers, shape, count + 1
+        return original(run, x)
+
+    for owner, original in originals:
+        owner.forward = lambda run, x, original=original: recorded(run, x, original)
+    size, batch = what["size"], what["batch"]
+    MobileNetV2(10, what["width"], what["variant"])(np.zeros((batch, 3, size, size), np.float32))
+    for owner, original in originals:
+        owner.forward = original
+    return found
+
+
+def in_torch(layer):
+    """The same layer in PyTorch, or None for one that this table leaves out."""
+    if isinstance(layer, sn.Conv2d):
+        sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        return nn.Conv2d(layer.in_channels, layer.out_channels, *sizes, layer.groups, layer.bias is not None)
+    if isinstance(layer, sn.BatchNorm2d):
+        return nn.BatchNorm2d(layer.weight.data.size)
+    if isinstance(layer, sn.Linear):
+        return nn.Linear(*layer.weight.data.shape[::-1])
+    return {"ReLU6": nn.ReLU6(), "GlobalAvgPool2d": nn.AdaptiveAvgPool2d(1), "Flatten": nn.Flatten()}.get(layer.name)
+
+
+def ours(layers, x):
+    """A function that does forward and backward, the shape of y, and the multiply-adds of a forward."""
+    step = slabs.join_runs(layers)[0]
+    y = step.forward(x)
+    dy = sn.as_images(np.random.default_rng(1).standard_normal((*y.shape[1:], y.shape[0]), dtype=np.float32))
+    work = sum(getattr(layer, "multiply_adds", 0) for _, layer in layers) * y.size
+
+    def both():
+        step.forward(x)
+        step.backward(dy)
+
+    return both, y.shape, work
+
+
+def theirs(layers, shape, layout):
+    """The same in PyTorch."""
+    model = nn.Sequential(*map(in_torch, [layer for _, layer in layers])).to(memory_format=layout)
+    x = torch.randn(shape)
+    x = (x.to(memory_format=layout) if len(shape) == 4 else x).requires_grad_()
+    dy = torch.randn(model(x).shape)
+    dy = dy.to(memory_format=layout) if dy.ndim == 4 else dy
+    wanted = [x, *model.parameters()]
+    return lambda: torch.autograd.grad(model(x), wanted, dy)
+
+
+def main():
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, default="cifar-1.0")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    args = parser.parse_args()
+    what = spec(*CASES[args.case], args.threads)
+    sn.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
+    print(f"{args.case}, batch {what['batch']}, {args.threads} threads; forward and backward")
+    print(
+        f"{'step':<28} {'x':<16} {'y':<16} {'×':>2} {'ms':>8} {'ns/el':>6} {'GFLOP/s':>8} {'GB/s':>6} {'torch ms':>9} ratio"
+    )
+    rows = []
+    for (name, shape, _), (layers, _, count) in steps_of(what).items():
+        if any(in_torch(layer) is None for _, layer in layers):
+            continue
+        x = np.random.default_rng(0).standard_normal((*shape[1:], shape[0]), dtype=np.float32)
+        with short_rows():
+            both, y_shape, work = ours(layers, sn.as_images(x))
+            mine = time_of(both, SECONDS)
+        layouts = [torch.contiguous_format] + [torch.channels_last] * (len(shape) == 4)
+        peer = min(time_of(theirs(layers, shape, layout), SECONDS) for layout in layouts)
+        with short_rows():
+            mine = (mine + time_of(both, SECONDS)) / 2  # once before the peer, once after it
+        inside, outside = x.size, int(np.prod(y_shape))
+        row = {
+            "step": name, "x": shape[1:], "y": y_shape[1:], "count": count, "ms": mine * 1e3,
+            "ns_per_element": mine * 1e9 / max(inside, outside), "gflops": 6 * work / mine / 1e9,
+            "gbps": 4 * (3 * inside + 2 * outside) / mine / 1e9, "torch_ms": peer * 1e3, "ratio": peer / mine,
+        }  # fmt: skip
+        rows.append(row)
+        sizes = "×".join(map(str, row["x"])), "×".join(map(str, row["y"]))
+        numbers = f"{row['ms']:>8.3f} {row['ns_per_element']:>6.2f} {row['gflops']:>8.1f} {row['gbps']:>6.1f}"
+        print(
+            f"{name.replace('BatchNorm2d', 'BN'):<28} {sizes[0]:<16} {sizes[1]:<16} {count:>2} {numbers} "
+            f"{row['torch_ms']:>9.3f} {row['ratio']:.2f}×",
+            flush=True,
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
