@@ -7,8 +7,9 @@ into parts is cut the same way for any number of threads (`slabs.py`): the numbe
 import contextvars
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -20,7 +21,7 @@ class _Pool(threading.local):
     """The number of threads and the pool behind them; `busy` is a thread's own."""
 
     threads: int | None = None
-    executor: ThreadPoolExecutor | None = None
+    jobs: SimpleQueue = SimpleQueue()  # what the helpers, one less than the threads, take their work from
     busy = False
 
 
@@ -39,8 +40,17 @@ def set_num_threads(n):
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"the number of threads must be a whole number of at least 1, got {n!r}")
     threadpool_limits(1, user_api="blas")
-    _Pool.threads = n
-    _Pool.executor = ThreadPoolExecutor(n - 1, "scratchnet") if n > 1 else None
+    for _ in range((_Pool.threads or 1) - 1):
+        _Pool.jobs.put(None)
+    _Pool.threads, _Pool.jobs = n, SimpleQueue()
+    for _ in range(n - 1):
+        threading.Thread(target=_help, args=(_Pool.jobs,), name="scratchnet", daemon=True).start()
+
+
+def _help(jobs):
+    """Do one job after another, until one is None."""
+    while (job := jobs.get()) is not None:
+        job()
 
 
 def get_num_threads():
@@ -64,10 +74,11 @@ if hasattr(os, "register_at_fork"):
 def parallel(function, items):
     """[function(item) for item in items], on all threads; the caller is one of them."""
     items = list(items)
-    results = [None] * len(items)
-    threads, executor = get_num_threads(), _Pool.executor
-    if executor is None or len(items) < 2 or _pool.busy:
+    threads = get_num_threads()
+    if threads == 1 or len(items) < 2 or _pool.busy:
         return [function(item) for item in items]
+    results = [None] * len(items)
+    errors: list[BaseException] = []
     todo = iter(range(len(items)))  # taking from one range iterator is atomic under the GIL
 
     def work():
@@ -78,14 +89,26 @@ def parallel(function, items):
         finally:
             _pool.busy = False
 
-    # A copy of the context for each helper: np.errstate holds there as it does here.
-    helpers = [executor.submit(contextvars.copy_context().run, work) for _ in range(min(threads, len(items)) - 1)]
+    def help_out(finished):
+        try:
+            work()
+        except BaseException as error:  # it belongs to the caller
+            errors.append(error)
+        finally:
+            finished.release()
+
+    helpers = [threading.Lock() for _ in range(min(threads, len(items)) - 1)]
+    for finished in helpers:
+        finished.acquire()
+        # A copy of the context for each: np.errstate and NumPy's buffer size hold there as they do here.
+        _Pool.jobs.put(partial(contextvars.copy_context().run, help_out, finished))
     try:
         work()
     finally:
-        wait(helpers)  # also when an item failed here: nothing may run on while the caller handles the error
-    for helper in helpers:
-        helper.result()
+        for finished in helpers:  # also when an item failed here: nothing may run on while the caller handles the error
+            finished.acquire()
+    if errors:
+        raise errors[0]
     return results
 
 

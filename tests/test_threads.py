@@ -136,11 +136,32 @@ def test_a_forked_child_computes_on_threads_of_its_own():
 
 def test_number_of_threads_is_that_of_the_cores_unless_set():
     cores = {3, 4, 5}
-    with mock.patch.object(pool._Pool, "threads", None), mock.patch.object(pool._Pool, "executor", None):
+    with mock.patch.object(pool._Pool, "threads", None), mock.patch.object(pool._Pool, "jobs", None):
         with mock.patch.object(pool.os, "sched_getaffinity", lambda pid: cores, create=True):
             assert sn.get_num_threads() == 3
+            sn.set_num_threads(1)  # ends them, before the pool from before comes back
     sn.set_num_threads(5)
     assert sn.get_num_threads() == 5
+
+
+def test_another_number_of_threads_ends_those_before():
+    sn.set_num_threads(1)
+    for _ in range(100):  # those of the tests before have to notice
+        if not helpers():
+            break
+        time.sleep(0.01)
+    for n in (4, 2, 3, 1):
+        sn.set_num_threads(n)
+        assert pool.parallel(lambda k: k + 1, range(50)) == list(range(1, 51))
+    for _ in range(1000):
+        if not helpers():
+            return
+        time.sleep(0.01)
+    pytest.fail("threads of an earlier number live on")
+
+
+def helpers():
+    return [thread for thread in threading.enumerate() if thread.name == "scratchnet"]
 
 
 def test_blas_is_held_at_one_thread():
