@@ -191,10 +191,7 @@ def masked_products(grad, y, centred, scaled):
     def share(columns):
         products, dbeta = np.zeros(scaled.shape, grad.dtype), np.zeros(len(grad), grad.dtype)
         for panel in _panels(columns, grad):
-            shape = len(grad), panel.stop - panel.start
-            inside = np.greater(y[:, panel], 0, out=empty(shape, bool))
-            inside &= np.less(y[:, panel], 6, out=empty(shape, bool))
-            g = np.multiply(grad[:, panel], inside, out=empty(shape, grad.dtype))
+            g = masked(grad[:, panel], y[:, panel])  # (FUSE.6)
             products += g @ centred[:, panel].T
             dbeta += row_sums(g)
             np.matmul(transposed, g, out=dx[:, panel])
@@ -202,6 +199,13 @@ def masked_products(grad, y, centred, scaled):
 
     shares = parallel(share, _shares(grad.shape[1], 2 * scaled.size + 8 * PASS * len(grad)))
     return dx, sum(products for products, _ in shares), sum(dbeta for _, dbeta in shares)
+
+
+def masked(grad, y):
+    """Grad where 0 < y < 6, else 0."""
+    inside = np.greater(y, 0, out=empty(y.shape, bool))
+    inside &= np.less(y, 6, out=empty(y.shape, bool))
+    return np.multiply(grad, inside, out=empty(y.shape, grad.dtype))
 
 
 def _shares(columns, work):

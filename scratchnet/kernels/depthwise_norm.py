@@ -13,7 +13,7 @@ import numpy as np
 from scratchnet.array import as_images
 from scratchnet.kernels import register
 from scratchnet.kernels.buffers import empty
-from scratchnet.kernels.cpu import REAL, row_sums
+from scratchnet.kernels.cpu import REAL, masked, row_sums
 from scratchnet.kernels.depthwise import Plan, convolve, convolve_back, weight_gradient
 from scratchnet.slabs import cut
 from scratchnet.threads import parallel
@@ -58,9 +58,7 @@ def depthwise_norm_relu6_backward(dy, cache):
     dgamma, dbeta = np.empty((2, len(x)), x.dtype)
 
     def slab(c):
-        inside = np.greater(y[c], 0)
-        inside &= np.less(y[c], 6)
-        h = np.multiply(grad[c], inside, out=empty(grad[c].shape, x.dtype))  # (DWF.3)
+        h = masked(grad[c], y[c])  # (DWF.3)
         dbeta[c] = row_sums(h)
         dgamma[c] = np.vecdot(h, centred[c]) * inv_std[c, 0]  # (DWF.4)
         part = np.multiply(centred[c], inv_std[c] * (dgamma[c, None] / -m), out=empty(h.shape, x.dtype))

@@ -17,8 +17,7 @@ from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, as_matrix, get_array_module
 from scratchnet.layers.activation import ReLU6, clip
 from scratchnet.layers.conv import Conv2d, conv2d_forward, depthwise_forward
-from scratchnet.layers.fused import ConvStep, clipped_product
-from scratchnet.layers.norm import BatchNorm2d
+from scratchnet.layers.fused import ConvStep, clipped_product, norm_follows
 from scratchnet.module import Parameter
 from scratchnet.sequential import Sequential
 from scratchnet.slabs import fusion
@@ -37,7 +36,7 @@ def fold_batch_norm(module):
     places = Counter(id(layer) for _, chain in chains for _, layer in chain)
     for part, chain in chains:
         for (_, conv), (name, norm) in pairwise(chain):
-            if _is_folding(conv, norm) and places[id(conv)] == 1:
+            if norm_follows(conv, norm) and places[id(conv)] == 1:
                 weight, bias = folded_parameters(conv, norm)
                 conv.weight, conv.bias = Parameter(weight), Parameter(bias, decay=False)
                 _remove(part, name)
@@ -57,11 +56,6 @@ def depthwise_relu6(x, weight, bias, stride, padding, dilation):
     return clip(y + bias[:, None, None, None], 0, 6)  # (FOLD.2)
 
 
-def _is_folding(conv, norm):
-    matching = type(conv) is Conv2d and type(norm) is BatchNorm2d
-    return matching and conv.out_channels == norm.weight.data.size
-
-
 def _remove(part, name):
     *path, last = name.split(".")
     for step in path:
@@ -76,7 +70,7 @@ class FoldedStep(ConvStep):
     def matches(layers):
         """Whether these are such layers, in a mode in which nothing is saved for backward."""
         conv, *norm, relu6 = layers
-        folding = type(conv) is Conv2d and all(_is_folding(conv, layer) for layer in norm)
+        folding = type(conv) is Conv2d and all(norm_follows(conv, layer) for layer in norm)
         return folding and type(relu6) is ReLU6 and not any(layer.saves or layer.training for layer in layers)
 
     def forward(self, x):

@@ -112,6 +112,11 @@ def subtract_affine(dx, mix, centred, shift):
 # As steps of a Sequential ---------------------------------------------------------------------------------------------
 
 
+def norm_follows(conv, norm):
+    """Whether this is a convolution with a batch norm for its channels behind it."""
+    return type(conv) is Conv2d and type(norm) is BatchNorm2d and conv.out_channels == norm.weight.data.size
+
+
 class ConvStep(Run):
     """A convolution and what follows it."""
 
@@ -133,9 +138,7 @@ class FusedStep(ConvStep):
     def matches(cls, layers):
         """Whether these are three such layers, with a convolution that this step can take."""
         conv, norm, relu6 = layers
-        if (type(conv), type(norm), type(relu6)) != (Conv2d, BatchNorm2d, ReLU6) or not norm.training:
-            return False
-        return conv.out_channels == norm.weight.data.size and cls.fuses(conv)
+        return norm_follows(conv, norm) and norm.training and type(relu6) is ReLU6 and cls.fuses(conv)
 
     @staticmethod
     def fuses(conv):
