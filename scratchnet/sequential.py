@@ -4,7 +4,7 @@ The chain rule for y = fₙ(…f₂(f₁(x))) is dx = J₁ᵀ J₂ᵀ … Jₙ�
 each result on. At a fork the gradients of both ways add.
 """
 
-from scratchnet import array, slabs
+from scratchnet import array, kernels, slabs
 from scratchnet.module import Module
 from scratchnet.threads import short_rows
 
@@ -83,11 +83,11 @@ class Residual(Sequential):
             raise ValueError(
                 f"{self.name}: the layers turn x of shape {x.shape} into {y.shape}, a shortcut needs equal shapes"
             )
-        return add(x, y)
+        return kernels.run(add, x, y)
 
     def backward(self, dy):
         """Add what comes back through f to what comes back through the shortcut."""
-        return add(dy, super().backward(dy))
+        return kernels.run(add, dy, super().backward(dy))
 
 
 def add(a, b):

@@ -81,3 +81,15 @@ def taps(in_size, out_size, kernel, stride, padding, dilation=(1, 1)) -> Iterato
         for j, (out_cols, in_cols) in enumerate(cols):
             if out_rows.start < out_rows.stop and out_cols.start < out_cols.stop:
                 yield i, j, (WHOLE, out_rows, out_cols), (WHOLE, in_rows, in_cols)
+
+
+def copy_im2col(x, cols, stride, padding, dilation):
+    """For each tap the pixels that it reads: x (C, H, W, N) to cols (C, KH, KW, OH, OW, N), zero so far, as padding is."""
+    for i, j, outside, inside in taps(x.shape[1:3], cols.shape[3:5], cols.shape[1:3], stride, padding, dilation):
+        cols[:, i, j][outside] = x[inside]
+
+
+def add_col2im(dcols, dx, stride, padding, dilation):
+    """What `copy_im2col` copied, added to where it came from: dcols (C, KH, KW, OH, OW, N) to dx (C, H, W, N)."""
+    for i, j, outside, inside in taps(dx.shape[1:3], dcols.shape[3:5], dcols.shape[1:3], stride, padding, dilation):
+        dx[inside] += dcols[:, i, j][outside]

@@ -31,7 +31,7 @@ from scratchnet.array import as_images, as_maps, get_array_module
 from scratchnet.layers.blocks import block_diagonal, diagonal_blocks
 from scratchnet.layers.init import fan_out_normal
 from scratchnet.module import Module, Parameter
-from scratchnet.windows import is_count, output_size, pair, require_room, taps
+from scratchnet.windows import add_col2im, copy_im2col, is_count, output_size, pair, require_room, taps
 
 
 def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  # (CONV.1)
@@ -86,38 +86,30 @@ def conv2d_backward(dy, cache):
 
 def grouped_forward(x, weight, stride, padding, dilation, groups):
     """One matrix product a group: x (C, H, W, N), weight (O, C/groups, KH, KW) -> y (O, OH, OW, N)."""
-    cols = _im2col(x, weight.shape, stride, padding, dilation)
+    out_size = _out_size(x, weight.shape, stride, padding, dilation)
+    cols = _im2col(x, weight, out_size, stride, padding, dilation)
     matrix = weight.reshape(groups, len(weight) // groups, -1)  # (O, C/G, KH, KW) -> (G, O/G, K)
     y = matrix @ cols.reshape(groups, matrix.shape[2], -1)  # (CONV.3): (G, O/G, K) @ (G, K, M)
-    return y.reshape(len(weight), *cols.shape[3:])
+    return y.reshape(len(weight), *out_size, -1)
 
 
 def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
     """Gradients of `grouped_forward`: dx like x, dweight like weight."""
-    cols = _im2col(x, weight.shape, stride, padding, dilation)  # made again: keeping it would cost KH·KW activations
+    # cols are made again: keeping them would cost KH·KW activations
+    cols = _im2col(x, weight, dy.shape[1:3], stride, padding, dilation)
     matrix = weight.reshape(groups, len(weight) // groups, -1)
     grad = dy.reshape(groups, len(weight) // groups, -1)  # (O, OH, OW, N) -> (G, O/G, M)
     dmatrix = grad @ cols.reshape(groups, matrix.shape[2], -1).swapaxes(1, 2)  # (CONV.5)
     dcols = matrix.swapaxes(1, 2) @ grad  # (CONV.6)
-    dx = _col2im(dcols.reshape(cols.shape), x, stride, padding, dilation)
+    dx = get_array_module(x).zeros_like(x)
+    add_col2im(dcols.reshape(cols.shape), dx, stride, padding, dilation)  # (CONV.7)
     return dx, dmatrix.reshape(weight.shape)
 
 
-def _im2col(x, weight_shape, stride, padding, dilation):
-    """(C, H, W, N) -> (C, KH, KW, OH, OW, N): for each tap the pixels that it reads, zeros where it reads padding."""
-    kernel, out_size = weight_shape[2:], _out_size(x, weight_shape, stride, padding, dilation)
-    cols = get_array_module(x).zeros((len(x), *kernel, *out_size, x.shape[3]), x.dtype)
-    for i, j, outside, inside in taps(x.shape[1:3], out_size, kernel, stride, padding, dilation):
-        cols[:, i, j][outside] = x[inside]  # (CONV.2)
+def _im2col(x, weight, out_size, stride, padding, dilation):  # (CONV.2)
+    cols = get_array_module(x).zeros((len(x), *weight.shape[2:], *out_size, x.shape[3]), x.dtype)
+    copy_im2col(x, cols, stride, padding, dilation)
     return cols
-
-
-def _col2im(dcols, x, stride, padding, dilation):
-    """(C, KH, KW, OH, OW, N) -> like x (C, H, W, N): what `_im2col` copied out, added up where it came from."""
-    dx = get_array_module(x).zeros_like(x)
-    for i, j, outside, inside in taps(x.shape[1:3], dcols.shape[3:5], dcols.shape[1:3], stride, padding, dilation):
-        dx[inside] += dcols[:, i, j][outside]  # (CONV.7)
-    return dx
 
 
 def pointwise_forward(x, weight, stride):

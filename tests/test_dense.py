@@ -1,0 +1,56 @@
+"""The CPU's dense convolution, in strips and shares so small that every geometry is cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from strategies import geometries, rngs
+
+from scratchnet import kernels, reference
+from scratchnet.array import as_images, as_maps
+from scratchnet.kernels import dense
+from scratchnet.layers.conv import grouped_backward, grouped_forward
+
+dense_geometries = geometries(groups=1)
+
+
+@pytest.fixture(autouse=True, params=[1, 1 << 12], ids=["a row a strip", "some rows a strip"])
+def small_strips(request, monkeypatch):
+    monkeypatch.setattr(dense, "PANEL_BYTES", request.param)
+    monkeypatch.setattr(dense, "PARALLEL_WORK", 0)
+
+
+@given(rngs(), dense_geometries)
+def test_forward_is_the_reference(rng, g):
+    x, weight, _ = g.arrays(rng)
+    args = as_maps(x), weight, *g.options
+    kernel = kernels.pick(grouped_forward, *args)
+    assert kernel.__module__ == dense.__name__
+    want = reference.conv2d_forward(x, weight, None, *g.options)
+    np.testing.assert_allclose(as_images(kernel(*args)), want, rtol=1e-12, atol=1e-12)
+
+
+@given(rngs(), dense_geometries)
+def test_backward_is_the_reference_and_leaves_what_it_reads(rng, g):
+    x, weight, _ = g.arrays(rng)
+    dy = g.dy(rng)
+    given = as_maps(dy), as_maps(x), weight
+    before = [array.copy() for array in given]
+    kernel = kernels.pick(grouped_backward, *given, *g.options)
+    assert kernel.__module__ == dense.__name__
+    dx, dweight = kernel(*given, *g.options)
+    want = reference.conv2d_backward(dy, x, weight, *g.options)
+    np.testing.assert_allclose(as_images(dx), want[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dweight, want[1], rtol=1e-12, atol=1e-12)
+    for now, then in zip(given, before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize(("panel_bytes", "count"), [(1, 17), (16384, 8), (1 << 20, 4)])
+def test_rows_are_cut_by_their_size_alone(panel_bytes, count, monkeypatch):
+    monkeypatch.setattr(dense, "PANEL_BYTES", panel_bytes)
+    matrix, y = np.ones((2, 27)), np.empty((2, 17, 5, 4))
+    strips = [strip for rows in dense._shares(matrix, y) for strip in dense._strips(rows, matrix, y)]
+    assert [row for strip in strips for row in range(17)[strip]] == list(range(17))
+    assert len(strips) == count  # a row's cols are 4,320 bytes
+    monkeypatch.setattr(dense, "PARALLEL_WORK", 2 * 17 * 5 * 4 * (54 + dense.PASS * 29))
+    assert len(dense._shares(matrix, y)) == 1
