@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train MobileNetV2 on CIFAR-10, every gradient derived by hand.
 
-Exit codes: 0 done, 1 the loss diverged or a file could not be written, 2 something asked for cannot be had, 130 and 143
-stopped by a signal; a stopped run is resumable.
+Exit codes: 0 done; 1 a number was no longer finite, memory ran out, or a file could not be written; 2 something asked for
+cannot be had; 130 and 143 stopped by a signal: the same command with --resume goes on.
 """
 
 import functools
@@ -15,14 +15,18 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import resolve_device
 from scratchnet.trace import table, trace
-from scratchnet.training import cifar10, optim, schedule
+from scratchnet.training import cifar10, optim, schedule, shapes
+from scratchnet.training.average import WeightAverage
 from scratchnet.training.batches import Batches, split
-from scratchnet.training.checkpoint import CheckpointError, load, load_latest
+from scratchnet.training.checkpoint import CheckpointError, load, load_latest, part
 from scratchnet.training.console import Console
+from scratchnet.training.evaluation import confusion_lines, draw_confusion, evaluate
 from scratchnet.training.flags import FREE, NORMALISE, UsageError, parse
 from scratchnet.training.folder import FolderError, RunFolder
+from scratchnet.training.memory import bytes_per_picture, out_of_memory, room
+from scratchnet.training.pictures import PictureError, read_pictures
 from scratchnet.training.shapes import draw_shapes
-from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer, evaluate
+from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer
 
 VALIDATION = 0.1  # of the training pictures
 
@@ -37,20 +41,25 @@ def main(arguments=None):
             sn.set_num_threads(args.threads)
         if args.eval:
             return test_checkpoint(args, device, console)
+        if args.predict:
+            return predict(args, device, console)
         data, test, source = load_data(args, console)
         with RunFolder(args.out, keep=args.resume) as folder:
             console.log_to(folder.path / "log.txt")
             if folder.moved:
                 console.say(f"the earlier run in {args.out} was moved to {folder.moved}")
             return train(args, data, test, source, device, console)
-    except (UsageError, cifar10.DataError, CheckpointError, FolderError, sn.DeviceError) as error:
-        print(f"train_cifar.py: error: {error}", file=sys.stderr)
+    except (UsageError, cifar10.DataError, CheckpointError, FolderError, PictureError, sn.DeviceError) as error:
+        console.error(f"train_cifar.py: error: {error}")
         return 2
     except Diverged as error:
         console.say(f"stopped: {error}")
         return 1
+    except MemoryError as error:
+        console.error(f"train_cifar.py: error: {str(error) or 'out of memory'}")
+        return 1
     except OSError as error:
-        print(f"train_cifar.py: error: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        console.error(f"train_cifar.py: error: cannot use {error.filename}: {error.strerror}")
         return 1
     except Interrupted as error:
         console.say(f"{error}; the same command with --resume goes on from here")
@@ -64,50 +73,82 @@ def train(args, data, test, source, device, console):
         resume(trainer, args, console)
     (args.out / "config.json").write_text(json.dumps(trainer.config, indent=1) + "\n")
     say_header(trainer, args, data, test, source)
-    trainer.run()
+    before = room()
+    try:
+        trainer.run()
+    except MemoryError as error:
+        needs = bytes_per_picture(trainer.model, (3, args.image_size, args.image_size))
+        raise MemoryError(out_of_memory(error, args.batch_size, needs, before)) from None
     arrays, header = load(args.out / BEST)
-    trainer.model.load_state_dict(parameters_of(arrays))
-    loss, accuracy = evaluate(trainer.model, sn.CrossEntropyLoss(), make_batches(args, test, shuffle=False), device)
-    result = {
+    trainer.model.load_state_dict(weights_of(arrays))
+    result = evaluate_test(trainer.model, args, test, device)
+    report = {
         "data": trainer.config["data"],
         "best_epoch": header["epoch"],
-        "test_loss": loss,
-        "test_accuracy": accuracy,
+        "best_sha256": header["checkpoint"]["sha256"],
+        "flip_test": args.flip_test,
+        "test_loss": result.loss,
+        "test_accuracy": result.accuracy,
+        "class_accuracy": dict(zip(test.classes, result.class_accuracy.tolist(), strict=True)),
     }
-    (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
     console.say(
         f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, the best by validation"
     )
-    say_result(console, loss, accuracy)
+    say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"])
     return 0
 
 
 def test_checkpoint(args, device, console):
     """Test a checkpoint on the pictures that it was made for."""
-    arrays, header = load(args.eval)
-    try:
-        config = header["config"]
-        args.sample = args.sample or (not args.data and config["data"]["name"] == "drawn shapes")
-        for key in ("variant", "width", "dropout", "image_size", "normalise", "seed"):
-            setattr(args, key, config[key])
-        epoch, title = header["epoch"], config["title"]
-    except KeyError as error:
-        raise CheckpointError(f"{args.eval} is a checkpoint of something else: its header has no {error}") from None
+    model, header = load_model(args.eval, args, device)
+    config = header["config"]
+    args.sample = args.sample or (not args.data and config["data"]["name"] == "drawn shapes")
     _, test, source = load_data(args, console)
-    model = make_model(args, np.random.default_rng(0)).to(device)
-    try:
-        model.load_state_dict(parameters_of(arrays))
-    except ValueError as error:
-        raise CheckpointError(f"{args.eval} does not fit its own configuration: {error}") from error
-    loss, accuracy = evaluate(model, sn.CrossEntropyLoss(), make_batches(args, test, shuffle=False), device)
-    console.say(f"checkpoint  {args.eval}: {title}, epoch {epoch}")
+    console.say(f"checkpoint  {args.eval}: {config['title']}, epoch {header['epoch']}")
+    console.say(f"            {'averaged weights' if config.get('ema') else 'weights as they were'}")
     console.say(f"data        {len(test.labels):,} test pictures of {test.name}, {source}")
-    say_result(console, loss, accuracy)
+    result = evaluate_test(model, args, test, device)
+    say_result(console, args, test, result, args.eval.with_suffix(".confusion.png"), config["title"])
     return 0
 
 
+def predict(args, device, console):
+    """Say what each picture shows: the three likeliest classes."""
+    path, *pictures = args.predict
+    model, header = load_model(path, args, device)
+    classes = cifar10.CLASSES if header["config"]["data"]["name"] != "drawn shapes" else shapes.CLASSES
+    images = read_pictures(pictures)
+    data = cifar10.Dataset(images, np.zeros(len(images), np.int64), classes, "pictures")
+    model.eval()
+    for (x, _), name in zip(make_batches(args, data, shuffle=False, batch_size=1).epoch(0), pictures, strict=True):
+        logits = sn.to_device(model(sn.to_device(x, device)), "cpu")[0].astype(np.float64)
+        share = np.exp(logits - logits.max())
+        share /= share.sum()
+        best = np.argsort(-share, kind="stable")[:3]
+        console.say(f"{name}: " + ", ".join(f"{classes[k]} {100 * share[k]:.1f} %" for k in best))
+    return 0
+
+
+def load_model(path, args, device):
+    """(network, header) of a checkpoint; the flags that say what it was fed with are set to its own."""
+    arrays, header = load(path)
+    try:
+        for key in ("variant", "width", "dropout", "image_size", "normalise", "seed"):
+            setattr(args, key, header["config"][key])
+        _ = header["epoch"], header["config"]["title"], header["config"]["data"]["name"]
+    except KeyError as error:
+        raise CheckpointError(f"{path} is a checkpoint of something else: its header has no {error}") from None
+    model = make_model(args, np.random.default_rng(0)).to(device)
+    try:
+        model.load_state_dict(weights_of(arrays))
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
+    return model, header
+
+
 def resume(trainer, args, console):
-    """Go on from the last checkpoint, if it is of this very command."""
+    """Go on from the last checkpoint, if it is of this very command, or if changes are welcome."""
     found = load_latest(args.out, console.say)
     if found is None:
         console.say(f"nothing to resume in {args.out}: starting from the beginning")
@@ -117,7 +158,29 @@ def resume(trainer, args, console):
     changed = [key for key in trainer.config if trainer.config[key] != before.get(key) and key != "title"]
     if changed:
         differences = "; ".join(f"{key} was {before.get(key)!r}, now {trainer.config[key]!r}" for key in changed)
-        raise UsageError(f"--resume: {path} is of another run: {differences}. Give the same flags, or another --out")
+        why = ""
+        if "epochs" in changed:
+            why = (
+                ". The schedule spreads over all epochs, so that a run that is made longer or shorter is not the run that "
+                "would have had so many from the beginning"
+            )
+        if not args.resume_with_changes:
+            raise UsageError(
+                f"--resume: {path} is of another run: {differences}{why}. Give the same flags, or another --out, or accept "
+                "the difference with --resume-with-changes"
+            )
+        if header["epoch"] + (header["batch"] > 0) > args.epochs:
+            raise UsageError(
+                f"--epochs: {path} has {header['epoch']} whole epochs behind it already, got {args.epochs}"
+            )
+        console.say(f"resuming with changes: {differences}{why}")
+        if before.get("batch_size") != args.batch_size:
+            header["batch"] = header["batch"] * before["batch_size"] // args.batch_size
+    changes = before.get("changes", [])
+    if changed:
+        changes.append({"epoch": header["epoch"], "batch": header["batch"], "changed": differences})
+    if changes:
+        trainer.config["changes"] = changes
     trainer.restore(arrays, header)
     console.say(f"resuming {path}: epoch {trainer.epoch + 1}, after {trainer.batch} of its {len(trainer.train)} steps")
 
@@ -150,7 +213,14 @@ def make_trainer(args, data, device, console):
         model = make_model(args, rng).to(device)
         training, validation = split(data, VALIDATION, args.seed)
         batches = (
-            make_batches(args, training, augment=args.augment != "none", drop_last=True),
+            make_batches(
+                args,
+                training,
+                augment=args.augment != "none",
+                padding=args.crop_padding,
+                alternate=args.augment == "crop-alternate",
+                drop_last=True,
+            ),  # fmt: skip
             make_batches(args, validation, shuffle=False),
         )
         rate = make_schedule(args, total=args.epochs * len(batches[0]))
@@ -162,19 +232,27 @@ def make_trainer(args, data, device, console):
     return Trainer(
         model, criterion, optimizer, rate, *batches, epochs=args.epochs, out=args.out, config=make_config(args, data),
         generator=rng, console=console, device=device, checkpoint_every=args.checkpoint_every,
+        average=WeightAverage(model, args.ema) if args.ema else None,
     )  # fmt: skip
 
 
 def make_model(args, rng):
     """MobileNetV2 for ten classes."""
-    return MobileNetV2(10, args.width, args.variant, args.dropout, rng=rng)
+    residual = {"zero_init_residual": args.zero_init_residual}
+    return MobileNetV2(10, args.width, args.variant, args.dropout, **residual, rng=rng)
 
 
 def make_batches(args, dataset, **options):
     """Batches of a data set."""
     mean, std = NORMALISE[args.normalise]
-    size = args.image_size
-    return Batches(dataset, args.batch_size, seed=args.seed, mean=mean, std=std, image_size=size, **options)
+    size = {"batch_size": args.batch_size, "image_size": args.image_size}
+    return Batches(dataset, seed=args.seed, mean=mean, std=std, **size | options)
+
+
+def evaluate_test(model, args, test, device):
+    """The `Evaluation` of the test pictures."""
+    batches = make_batches(args, test, shuffle=False)
+    return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test)
 
 
 def make_optimizer(args, model):
@@ -201,9 +279,11 @@ def make_config(args, dataset):
     return config
 
 
-def parameters_of(arrays):
-    """The network's part of a checkpoint."""
-    return {key.removeprefix("model/"): value for key, value in arrays.items() if key.startswith("model/")}
+def weights_of(arrays):
+    """The weights of a checkpoint that are to be tested: the averaged ones, where it has them."""
+    average = part(arrays, "average")
+    average.pop("updates", None)
+    return average or part(arrays, "model")
 
 
 # What a command says -----------------------------------------------------------------------------------------------------
@@ -218,22 +298,31 @@ def say_header(trainer, args, data, test, source):
     threads = f", {sn.get_num_threads()} threads" if trainer.device == "cpu" else ""
     say(f"data      {data.name}, {source}")
     say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
-    say(f"          at {args.image_size}×{args.image_size}, augmentation {args.augment}")
+    padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""
+    say(f"          at {args.image_size}×{args.image_size}, augmentation {args.augment}{padding}")
     say(f"network   MobileNetV2 {args.variant}, width {args.width}, {parameters:,} parameters")
     say(f"          {macs / 1e6:.1f} million multiply-adds a picture")
     say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
     say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")
-    say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}")
+    average = f", weights averaged with decay {args.ema:g}" if args.ema else ""
+    zero = ", shortcuts' other ways start at 0" if args.zero_init_residual else ""
+    say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}{average}{zero}")
     say(f"machine   {trainer.device}{threads}, NumPy {np.__version__}, seed {args.seed}")
     say(f"output    {args.out}")
     if args.trace:
         say(table(layers))
 
 
-def say_result(console, loss, accuracy):
-    """The last two lines of a run."""
-    console.say(f"Test loss: {loss:.4f}")
-    console.say(f"Test accuracy: {accuracy:.4f}")
+def say_result(console, args, test, result, picture, title):
+    """The confusion matrix, and the last two lines of a run."""
+    for line in confusion_lines(result, test.classes):
+        console.say(line)
+    if draw_confusion(result, test.classes, picture, title):
+        console.say(f"drawn as {picture}")
+    if args.flip_test:
+        console.say("each picture seen together with its mirror image")
+    console.say(f"Test loss: {result.loss:.4f}")
+    console.say(f"Test accuracy: {result.accuracy:.4f}")
 
 
 if __name__ == "__main__":

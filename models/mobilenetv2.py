@@ -50,6 +50,8 @@ class MobileNetV2(sn.Sequential):
         variant: "cifar", "imagenet" or "blog", see `VARIANTS`. Keys and shapes of the first two's `state_dict` are
             torchvision's (`features.1.conv.0.0.weight`, …, `classifier.1.bias`).
         dropout: probability before the classifier (the blog variant has none).
+        zero_init_residual: start each shortcut's other way at 0, by the weight of its last batch norm (Goyal et al.
+            2017, section 5.1; torchvision's name): the network begins as a shallow one.
         dtype: of every parameter.
         rng: numpy.random.Generator for the initial weights and for dropout; None takes fresh entropy.
 
@@ -57,7 +59,10 @@ class MobileNetV2(sn.Sequential):
         ValueError: an unknown variant, or a width or class count that is not positive.
     """
 
-    def __init__(self, num_classes=10, width_mult=1.0, variant="cifar", dropout=0.2, *, dtype=np.float32, rng=None):
+    def __init__(
+        self, num_classes=10, width_mult=1.0, variant="cifar", dropout=0.2,
+        *, zero_init_residual=False, dtype=np.float32, rng=None,
+    ):  # fmt: skip
         if variant not in VARIANTS:
             raise ValueError(f"MobileNetV2: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
         if num_classes < 1 or not width_mult > 0:
@@ -87,6 +92,10 @@ class MobileNetV2(sn.Sequential):
             linear.weight.data[...] = 0.01 * rng.standard_normal(linear.weight.data.shape)  # torchvision's N(0, 0.01²)
             layers |= {"flatten": sn.Flatten(), "classifier": sn.Sequential(sn.Dropout(dropout, rng=rng), linear)}
         super().__init__(layers)
+        if zero_init_residual:
+            for _, module in self.named_modules():
+                if isinstance(module, sn.Residual):
+                    module[0][-1].weight.data[...] = 0
         self.variant, self.width_mult, self.num_classes = variant, width_mult, num_classes
 
 

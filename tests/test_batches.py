@@ -172,10 +172,10 @@ def test_no_two_draws_share_a_random_stream(monkeypatch):
 
     monkeypatch.setattr(batches.np.random, "default_rng", record)
     train, _ = split(whole, 0.25, 3)
-    b = Batches(train, 4, seed=3, augment=True)
+    b = Batches(train, 4, seed=3, augment=True, alternate=True)
     for k in range(3):
         list(b.epoch(k))
-    assert len(seeds) == 1 + 3 * (1 + len(b))
+    assert len(seeds) == 2 + 3 * (1 + len(b))
     assert len({tuple(np.random.SeedSequence(seed).generate_state(4)) for seed in seeds}) == len(seeds)
 
 

@@ -42,7 +42,9 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     return part(~held_out), part(held_out)
 
 
-def random_crop_flip(images: np.ndarray, rng: np.random.Generator, padding: int = 4) -> np.ndarray:
+def random_crop_flip(
+    images: np.ndarray, rng: np.random.Generator, padding: int = 4, flip: np.ndarray | None = None
+) -> np.ndarray:
     """Mirror half of the pictures, then shift each by up to `padding` pixels, what comes in being a reflection.
 
     This is a random crop from the picture padded by reflection (the edge pixel is not repeated). No padded copy is
@@ -52,6 +54,7 @@ def random_crop_flip(images: np.ndarray, rng: np.random.Generator, padding: int 
         images: (N, C, H, W) uint8 (any dtype works).
         rng: draws, per picture, whether to flip and the two shifts.
         padding: pixels, 0 to min(H, W) - 1.
+        flip: (N,) bool, which ones to mirror; drawn where none are given.
 
     Returns:
         (N, C, H, W) of the same dtype, channel-major.
@@ -62,11 +65,11 @@ def random_crop_flip(images: np.ndarray, rng: np.random.Generator, padding: int 
     n, c, h, w = images.shape
     if not 0 <= padding < min(h, w):
         raise ValueError(f"random_crop_flip: padding must be 0 to {min(h, w) - 1} for {h}×{w} pictures, got {padding}")
-    flip = rng.random(n) < 0.5
+    mirrored = rng.random(n) < 0.5 if flip is None else flip
     down, right = rng.integers(-padding, padding + 1, (2, n))
     rows = _reflect(np.arange(h)[:, None] + down, h)  # (H, N): which row the output row comes from
     cols = _reflect(np.arange(w)[:, None] + right, w)  # (W, N)
-    cols = np.where(flip, w - 1 - cols, cols)
+    cols = np.where(mirrored, w - 1 - cols, cols)
     source = rows[:, None] * w + cols + np.arange(n) * (c * h * w)  # (H, W, N): offsets of channel 0's pixels
     planes = np.arange(c)[:, None, None, None] * (h * w)
     return as_images(np.take(images.reshape(-1), planes + source))  # (C, H, W, N) -> (N, C, H, W)
@@ -135,6 +138,9 @@ class Batches:
         batch_size: pictures a batch; the last one of an epoch is shorter where the division leaves a remainder.
         seed: a non-negative integer that fixes order and augmentation of every epoch (see the head of this file).
         augment: whether to apply `random_crop_flip`.
+        padding: of `random_crop_flip`, in pixels.
+        alternate: mirror each picture in every other epoch, half of them beginning with the first, instead of by chance:
+            two epochs show both sides of every picture (Jordan 2024, section 3.6).
         shuffle: whether every epoch has its own order; otherwise that of the data set.
         mean, std: per channel, for `normalise`.
         image_size: side in pixels to `resize` to; None keeps the pictures as they are.
@@ -153,6 +159,8 @@ class Batches:
         *,
         seed: int,
         augment: bool = False,
+        padding: int = 4,
+        alternate: bool = False,
         shuffle: bool = True,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
@@ -173,6 +181,9 @@ class Batches:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.augment, self.shuffle, self.drop_last = augment, shuffle, drop_last
         self.mean, self.std, self.image_size = mean, std, image_size
+        self.padding, self.alternate = padding, alternate
+        if alternate:  # drawn from another free stream, see `split`
+            self._mirrored_first = np.random.default_rng((seed, 0, 0, 2)).random(count) < 0.5
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -208,7 +219,8 @@ class Batches:
         chosen = order[b * self.batch_size : (b + 1) * self.batch_size]
         images = self.dataset.images[chosen]
         if self.augment:
-            images = random_crop_flip(images, np.random.default_rng((self.seed, k, 1 + b)))
+            flip = self._mirrored_first[chosen] ^ (k % 2 == 1) if self.alternate else None
+            images = random_crop_flip(images, np.random.default_rng((self.seed, k, 1 + b)), self.padding, flip)
         x = normalise(images, self.mean, self.std)
         if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
             x = resize(x, self.image_size)

@@ -126,6 +126,11 @@ def expect(arrays: dict[str, Any], like: dict[str, Any], what: str) -> None:
         raise CheckpointError(f"{what}: the arrays do not fit: {'; '.join(parts)}")
 
 
+def part(arrays: dict[str, Any], name: str) -> dict[str, Any]:
+    """The arrays whose keys open with "name/", by the rest of their keys."""
+    return {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
+
+
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
     """The state that decides all further draws of `rng` (not its `spawn`), as JSON can hold it."""
     return json.loads(json.dumps(rng.bit_generator.state, default=lambda value: value.tolist()))

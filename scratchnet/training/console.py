@@ -5,6 +5,7 @@ A terminal that goes away, or a log disk that is full, is no reason to lose a tr
 """
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -28,14 +29,31 @@ class Console:
 
     def say(self, text=""):
         """One line, or several."""
-        with contextlib.suppress(OSError, ValueError):  # ValueError: standard output was closed
+        try:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+        except (OSError, ValueError):  # ValueError: it was closed
+            self._stop_printing()
         self._write(text)
+
+    def error(self, text):
+        """One line to standard error, and to the log where there is one."""
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+        if self._log is not None:
+            self._write(text)
 
     def bar(self, total, done, title):
         """A tqdm bar of `total` batches of which `done` are done; invisible where there is no terminal."""
-        return tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, disable=not self.interactive)
+        options = {"unit": "batch", "leave": False, "disable": not self.interactive, "file": _Deaf(sys.stderr)}
+        return tqdm(total=total, initial=done, desc=title, **options)
+
+    def _stop_printing(self):
+        """Let standard output lead nowhere, so that what waits in it fails neither now nor when the program ends."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
     def _write(self, text):
         if self._log is None:
@@ -43,3 +61,21 @@ class Console:
             return
         with contextlib.suppress(OSError), open(self._log, "a", encoding="utf-8") as file:
             file.write(text + "\n")
+
+
+class _Deaf:
+    """A stream to write to that may go away: what cannot be written then is dropped."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)

@@ -21,10 +21,15 @@ PRESETS: dict[str, dict] = {
         "label_smoothing": 0.0,
     },
     # what gives the most in 20 epochs of width 0.5
-    "best": {"epochs": 20, "lr": 0.2, "label_smoothing": 0.1},
+    "best": {
+        "epochs": 20, "dropout": 0.0, "augment": "crop-alternate", "zero_init_residual": True, "flip_test": True,
+    },
 }  # fmt: skip
 # Flags that may differ between a run and its resumption: they change where it runs and what it says, not what it computes.
-FREE = {"data", "sample", "device", "threads", "out", "resume", "checkpoint_every", "eval", "trace", "preset"}
+FREE = {
+    "data", "sample", "device", "threads", "out", "resume", "resume_with_changes", "checkpoint_every", "eval", "predict",
+    "flip_test", "trace", "preset",
+}  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -62,14 +67,21 @@ def make_parser(description):
     )
     add(
         "--augment",
-        "random crop from 4 reflected pixels of padding, and flip",
-        choices=("none", "crop-flip"),
+        "random crop from reflected padding, and flip at random or every other epoch",
+        choices=("none", "crop-flip", "crop-alternate"),
         default="crop-flip",
     )
+    add("--crop-padding", "pixels of padding that a random crop is taken from", type=int, default=4)
     add = group("network")
     add("--variant", "which MobileNetV2", choices=VARIANTS, default="cifar")
     add("--width", "factor on the channel counts", type=float, default=0.5)
     add("--dropout", "probability before the classifier (the blog variant has none)", type=float, default=0.2)
+    add(
+        "--zero-init-residual",
+        "start every shortcut's other way at 0",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+    )
     add = group("training")
     add("--preset", "a set of defaults for the other flags, which win over it", choices=PRESETS, default="quick")
     add("--epochs", "passes over the training pictures", type=int, default=4)
@@ -82,6 +94,12 @@ def make_parser(description):
     add("--momentum", "of SGD, by Nesterov; 0 turns it off", type=float, default=0.9)
     add("--weight-decay", "not on batch norm and biases", type=float, default=5e-4)
     add("--label-smoothing", "share of the target spread over all classes", type=float, default=0.1)
+    add(
+        "--ema",
+        "decay of an average of the weights, which is then what is tested; 0 keeps none",
+        type=float,
+        default=0.0,
+    )
     add("--seed", "of the split, the weights, the order, augmentation and dropout", type=int, default=0)
     add = group("machine")
     add("--device", "where to compute", choices=("auto", "cpu", "cuda"), default="auto")
@@ -95,13 +113,32 @@ def make_parser(description):
     )
     add("--resume", "go on from the last checkpoint in --out, where there is one", action="store_true")
     add(
+        "--resume-with-changes",
+        "like --resume, but with other flags than the run began with, where the network stays the same",
+        action="store_true",
+    )
+    add(
         "--checkpoint-every",
         "steps between checkpoints (default: at the end of every epoch)",
         type=int,
         metavar="STEPS",
     )
-    add("--eval", "only test this checkpoint", type=Path, metavar="CHECKPOINT")
     add("--trace", "print the network layer by layer before training", action="store_true")
+    add = group("testing")
+    add("--eval", "only test this checkpoint, class by class", type=Path, metavar="CHECKPOINT")
+    add(
+        "--predict",
+        "only say what pictures show: a checkpoint, then PNG or JPEG files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+    )
+    add(
+        "--flip-test",
+        "test with the mean of the logits for each picture and its mirror image",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+    )
     return parser
 
 
@@ -119,6 +156,13 @@ def parse(arguments, description):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.predict and len(args.predict) < 2:
+        raise UsageError("--predict needs a checkpoint and at least one picture: --predict runs/cifar/best.npz cat.png")
+    if not 0 <= args.ema < 1:
+        raise UsageError(f"--ema must be in [0, 1), got {args.ema:g}")
+    if not 0 <= args.crop_padding < 32:
+        raise UsageError(f"--crop-padding must be 0 to 31 pixels, got {args.crop_padding}")
+    args.resume = args.resume or args.resume_with_changes
     if args.seed < 0:
         raise UsageError(f"--seed must be at least 0, got {args.seed}")
     return args

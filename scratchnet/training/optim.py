@@ -28,7 +28,7 @@ Weight decay leaves out every parameter whose `decay` is False: batch norm's and
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -103,9 +103,15 @@ class Optimizer:
         weight_decay: at least 0.
         slots: names of the slots.
 
+    Attributes:
+        before_step: called with the optimizer before every step, where set: to look at the gradients, or to clip them.
+            What it raises keeps the step from happening.
+
     Raises:
         ValueError: a hyper-parameter out of its range, no parameters, or one of them twice.
     """
+
+    before_step: Callable[["Optimizer"], None] | None = None
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float, slots: tuple[str, ...]):
         self.params = _named(params, type(self).__name__)
@@ -141,6 +147,8 @@ class Optimizer:
                     f"{type(self).__name__}: parameter '{name}' changed its device, dtype or shape since the "
                     f"optimizer was made: make the optimizer after .to() and .astype()"
                 )
+        if self.before_step:
+            self.before_step(self)
         self.steps += 1
         for name, parameter in self.params.items():
             decay = self.weight_decay if parameter.decay else 0.0

@@ -8,13 +8,15 @@ in a checkpoint, so that a run that is killed and resumed ends with the same bit
 import math
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from scratchnet.array import to_device
 from scratchnet.training import checkpoint
+from scratchnet.training.evaluation import evaluate
+from scratchnet.training.guard import bad_gradient, first_bad_layer
 from scratchnet.training.metrics import Average, MetricsLog, draw_curves
 
 BEST, METRICS, CURVES = "best.npz", "metrics.csv", "curves.png"
@@ -32,21 +34,8 @@ def train_step(model, criterion, optimizer, x, labels):
     return loss, logits
 
 
-def evaluate(model, criterion, batches, device="cpu"):
-    """(loss, accuracy) over all batches, in eval mode; the network is left in training mode."""
-    model.eval()
-    loss, accuracy = Average(), Average()
-    for x, labels in batches.epoch(0):
-        x, labels = to_device(x, device), to_device(labels, device)
-        logits = model(x)
-        loss.add(criterion(logits, labels), len(labels))
-        accuracy.add((logits.argmax(axis=1) == labels).mean(), len(labels))
-    model.train()
-    return loss.value, accuracy.value
-
-
 class Diverged(RuntimeError):
-    """The loss is no longer a finite number."""
+    """A number is no longer finite: the loss, or a gradient, which was then not applied."""
 
 
 class Interrupted(Exception):
@@ -70,21 +59,24 @@ class Trainer:
         generator: the numpy.random.Generator that dropout draws from.
         console: where to report.
         device: "cpu" or "cuda", where the model is.
+        average: a `WeightAverage` of the model, which is then what is validated; or None.
         checkpoint_every: steps between two checkpoints; there is one at the end of every epoch in any case.
     """
 
     def __init__(
         self, model, criterion, optimizer, schedule, train, validation,
-        *, epochs, out, config, generator, console, device="cpu", checkpoint_every=None,
+        *, epochs, out, config, generator, console, device="cpu", average=None, checkpoint_every=None,
     ):  # fmt: skip
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.train, self.validation = train, validation
         self.epochs, self.out, self.config, self.generator = epochs, Path(out), config, generator
-        self.console, self.device, self.checkpoint_every = console, device, checkpoint_every
+        self.console, self.device, self.average, self.checkpoint_every = console, device, average, checkpoint_every
         self.metrics = MetricsLog(self.out / METRICS)
         self.epoch = self.batch = 0
         self.best = {"epoch": 0, "val_acc": -1.0}
         self._signal = None
+        self._given: tuple = ()  # the batch of the step under way
+        optimizer.before_step = self._look_at_gradients
         self._open_epoch()
 
     @property
@@ -96,10 +88,10 @@ class Trainer:
         """Train to the last epoch.
 
         Raises:
-            Diverged: the loss is not finite; the last checkpoint is untouched.
+            Diverged: the loss or a gradient is not finite; the last checkpoint is untouched.
             Interrupted: SIGINT or SIGTERM came, and a checkpoint was written at the end of the step.
         """
-        with self._signals(), np.errstate(over="ignore", invalid="ignore"):  # `_look` reports what comes of it
+        with self._signals(), np.errstate(all="ignore"):  # what comes of it is looked for before each update
             while self.epoch < self.epochs:
                 self._train_epoch()
                 self._close_epoch()
@@ -116,7 +108,10 @@ class Trainer:
             for x, labels in self.train.epoch(self.epoch, self.batch):
                 self.optimizer.lr = self.schedule(self.steps_done)
                 x, labels = to_device(x, self.device), to_device(labels, self.device)
+                self._given = x, labels
                 loss, logits = train_step(self.model, self.criterion, self.optimizer, x, labels)
+                if self.average:
+                    self.average.update()
                 self.loss.add(loss, len(labels))
                 self.accuracy.add((logits.argmax(axis=1) == labels).mean(), len(labels))
                 self.pictures += len(labels)
@@ -130,12 +125,23 @@ class Trainer:
                 if self.checkpoint_every and self.steps_done % self.checkpoint_every == 0:
                     self.save()
 
+    def _look_at_gradients(self, optimizer):
+        """Before an update: stop where a gradient is not finite, so that no weight ever is."""
+        if (self.batch + 1) % SYNC_EVERY[self.device]:
+            return
+        if name := bad_gradient(optimizer.params.items()):
+            where = first_bad_layer(self.model, self.criterion, *self._given) or f"the gradient of {name}"
+            self._stop(f"{where} is not finite", self.batch + 1)
+
+    def _stop(self, why, step):
+        raise Diverged(
+            f"{why} in step {step} of epoch {self.epoch + 1}, at learning rate {self.optimizer.lr:g}: try a lower --lr; "
+            f"{self.out / checkpoint.LAST} holds the last good state, if any"
+        )
+
     def _look(self, bar):
         if not math.isfinite(self.loss.value):
-            raise Diverged(
-                f"the loss is {self.loss.value} after step {self.batch} of epoch {self.epoch + 1}, at learning rate "
-                f"{self.optimizer.lr:g}: try a lower --lr; {self.out / checkpoint.LAST} holds the last good state, if any"
-            )
+            self._stop(f"the loss is {self.loss.value}", self.batch)
         bar.set_postfix_str(
             f"loss {self.loss.value:.4f}, accuracy {self.accuracy.value:.4f}, lr {self.optimizer.lr:.4g}, "
             f"{self.pictures / self.seconds:.0f} pictures/s",
@@ -145,7 +151,8 @@ class Trainer:
 
     def _close_epoch(self):
         """Validate, write the epoch's line, its checkpoint and the curves."""
-        val_loss, val_acc = evaluate(self.model, self.criterion, self.validation, self.device)
+        with self.average.in_place() if self.average else nullcontext():
+            val_loss, val_acc, _ = evaluate(self.model, self.criterion, self.validation, self.device)
         row = {
             "epoch": self.epoch + 1, "train_loss": self.loss.value, "train_acc": self.accuracy.value,
             "val_loss": val_loss, "val_acc": val_acc, "lr": self.optimizer.lr,
@@ -172,8 +179,7 @@ class Trainer:
         checkpoint.save_rotating(self.out, *self._state())
 
     def _state(self):
-        arrays = {f"model/{key}": to_device(value, "cpu") for key, value in self.model.state_dict().items()}
-        arrays |= {f"optimizer/{key}": to_device(value, "cpu") for key, value in self.optimizer.state_dict().items()}
+        arrays = {key: to_device(value, "cpu") for key, value in self._arrays().items()}
         header = {
             "config": self.config, "epoch": self.epoch, "batch": self.batch, "best": self.best,
             "loss": [float(self.loss.sum), self.loss.count], "accuracy": [float(self.accuracy.sum), self.accuracy.count],
@@ -182,18 +188,25 @@ class Trainer:
         }  # fmt: skip
         return arrays, header
 
+    def _parts(self):
+        """What has arrays to keep, by the word that opens their keys in a checkpoint."""
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        return parts | {"average": self.average} if self.average else parts
+
+    def _arrays(self):
+        return {
+            f"{part}/{key}": value for part, what in self._parts().items() for key, value in what.state_dict().items()
+        }
+
     def restore(self, arrays, header):
         """Go on from a checkpoint's content.
 
         Raises:
             CheckpointError: it is of another network or optimizer; nothing was changed then.
         """
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        own = {f"{part}/{key}": value for part, state in parts.items() for key, value in state.items()}
-        checkpoint.expect(arrays, own, "the checkpoint is of another network or optimizer")
-        given = {part: {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(part)} for part in parts}
-        self.model.load_state_dict(given["model"])
-        self.optimizer.load_state_dict(given["optimizer"])
+        checkpoint.expect(arrays, self._arrays(), "the checkpoint is of another network or optimizer")
+        for part, what in self._parts().items():
+            what.load_state_dict(checkpoint.part(arrays, part))
         checkpoint.restore_generator(self.generator, header["generator"])
         self.epoch, self.batch, self.best = header["epoch"], header["batch"], header["best"]
         (self.loss.sum, self.loss.count), (self.accuracy.sum, self.accuracy.count) = header["loss"], header["accuracy"]
@@ -202,12 +215,18 @@ class Trainer:
 
     @contextmanager
     def _signals(self):
-        """SIGINT and SIGTERM wait for the end of the step; the handlers from before come back afterwards."""
+        """SIGINT and SIGTERM wait for the end of the step; the handlers from before come back afterwards.
+
+        A terminal that is closed (SIGHUP) ends nothing: the log in the folder goes on.
+        """
 
         def remember(number, _frame):
             self._signal = number
 
-        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers: dict = {signal.SIGINT: remember, signal.SIGTERM: remember}
+        if hasattr(signal, "SIGHUP"):
+            handlers[signal.SIGHUP] = signal.SIG_IGN
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:

@@ -1,0 +1,99 @@
+"""What a network gets right, class by class: the evaluation of a data set, its table and its picture."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratchnet.array import as_images, as_maps, get_array_module, to_device
+from scratchnet.training.atomic import atomic_file
+from scratchnet.training.metrics import Average
+
+
+class Evaluation(NamedTuple):
+    """Of all pictures: the mean loss, the share that is right, and how often each class was taken for each."""
+
+    loss: float
+    accuracy: float
+    confusion: np.ndarray  # (K, K) int64: row = the class, column = what the network says
+
+    @property
+    def class_accuracy(self) -> np.ndarray:
+        """(K,): of each class the share that is right, NaN where no picture is of it."""
+        counts = self.confusion.sum(axis=1)
+        return np.divide(self.confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
+
+def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
+    """Evaluate all batches in eval mode; the network is left in training mode.
+
+    Args:
+        model, criterion: as `train_step` takes them.
+        batches: `Batches`, of which epoch 0 is taken.
+        device: where the model is.
+        flip: whether the logits are the mean of those for the picture and for its mirror image.
+    """
+    model.eval()
+    loss, confusion = Average(), None
+    try:
+        for x, labels in batches.epoch(0):
+            x, labels = to_device(x, device), to_device(labels, device)
+            logits = model(x)
+            if flip:
+                logits = 0.5 * (logits + model(mirror(x)))
+            loss.add(criterion(logits, labels), len(labels))
+            classes = logits.shape[1]
+            pairs = classes * labels + logits.argmax(axis=1)
+            counts = get_array_module(pairs).bincount(pairs, minlength=classes * classes)
+            confusion = counts if confusion is None else confusion + counts
+    finally:
+        model.train()
+    table = to_device(confusion, "cpu").reshape(classes, classes)
+    return Evaluation(loss.value, int(table.trace()) / int(table.sum()), table)
+
+
+def mirror(x):
+    """The pictures (N, C, H, W), left and right exchanged; channel-major, like x."""
+    maps = as_maps(x)[:, :, ::-1]  # (C, H, W, N)
+    return as_images(get_array_module(x).ascontiguousarray(maps), x)
+
+
+def confusion_lines(result: Evaluation, classes: tuple[str, ...]) -> list[str]:
+    """The confusion matrix as text: a line a class, with its accuracy."""
+    width = max(5, *(len(str(n)) for n in result.confusion.flat))
+    title = max(map(len, classes))
+    head = " ".join(f"{name[:width]:>{width}}" for name in classes)
+    lines = [f"{'taken for':>{title}}  {head}  accuracy"]
+    for name, row, share in zip(classes, result.confusion, result.class_accuracy, strict=True):
+        lines.append(f"{name:>{title}}  {' '.join(f'{n:>{width}}' for n in row)}  {share:8.4f}")
+    return lines
+
+
+def draw_confusion(result: Evaluation, classes: tuple[str, ...], path: str | Path, title: str) -> bool:
+    """Draw the confusion matrix in per cent of each class, as a PNG; False where matplotlib cannot be imported.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    share = 100 * result.confusion / np.maximum(result.confusion.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(8.5, 7.5), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)  # not pyplot: a library leaves the caller's figures and backend alone
+    axes: Any = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(share):
+        colour = "white" if value > 55 else "#222222"
+        text = f"{value:.1f}" if value else ""
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=35, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("taken for, % of the class")
+    axes.set_ylabel("class")
+    axes.set_title(title, fontsize=12, parse_math=False)
+    with atomic_file(path) as file:
+        canvas.print_png(file)
+    return True
