@@ -64,6 +64,9 @@ def main(arguments=None):
     except Interrupted as error:
         console.say(f"{error}; the same command with --resume goes on from here")
         return error.exit_code
+    except KeyboardInterrupt:  # before the first step, or while the test runs
+        console.say("stopped by SIGINT")
+        return 130
 
 
 def train(args, data, test, source, device, console):

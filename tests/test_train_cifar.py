@@ -5,66 +5,21 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import ROOT, SMALL, child, content, few_pictures, run
 
 import train_cifar
-from scratchnet.training import checkpoint, cifar10, flags, shapes, trainer
-
-ROOT = Path(train_cifar.__file__).parent
-SMALL = ["--sample", "--width", "0.1", "--batch-size", "25", "--epochs", "2", "--lr", "0.02", "--threads", "1"]
-
-# A child process that draws 120 + 40 pictures, and dies or gets a signal after the given number of steps.
-CHILD = """
-import os, signal, sys
-import train_cifar
-from scratchnet.training import shapes, trainer
-small = lambda seed: shapes.draw_shapes(120, 40, seed)
-train_cifar.draw_shapes = small
-stop_after, number, step, done = int(sys.argv[1]), int(sys.argv[2]), trainer.train_step, 0
-def counted(*args):
-    global done
-    result = step(*args)
-    done += 1
-    if done == stop_after:
-        os.kill(os.getpid(), number)
-    return result
-trainer.train_step = counted
-sys.exit(train_cifar.main(sys.argv[3:]))
-"""
+from scratchnet.training import checkpoint, cifar10, flags, trainer
 
 
-@pytest.fixture
-def few_pictures(monkeypatch):
-    monkeypatch.setattr(train_cifar, "draw_shapes", lambda seed: shapes.draw_shapes(120, 40, seed))
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    monkeypatch.setattr(train_cifar, "draw_shapes", few_pictures)
 
 
-def run(*flags):
-    return train_cifar.main([*SMALL, *map(str, flags)])
-
-
-def child(stop_after, number, *flags):
-    command = [sys.executable, "-c", CHILD, str(stop_after), str(int(number)), *SMALL, *map(str, flags)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
-
-
-def content(folder):
-    """What must be equal after a resume: every array, every generator, and the log rows but for their times."""
-    arrays, header = checkpoint.load(folder / "last.npz")
-    with open(folder / "metrics.csv") as file:
-        rows = [
-            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
-        ]
-    kept = {key: header[key] for key in ("epoch", "batch", "best", "loss", "accuracy", "generator", "config")}
-    return {key: value.tobytes() for key, value in arrays.items()}, kept, rows
-
-
-def test_a_run_writes_what_it_promises_and_names_its_data(few_pictures, tmp_path, capsys):
+def test_a_run_writes_what_it_promises_and_names_its_data(tmp_path, capsys):
     assert run("--out", tmp_path) == 0
     out = capsys.readouterr().out
     assert re.fullmatch(r"Test accuracy: [01]\.\d{4}", out.splitlines()[-1])
@@ -81,7 +36,7 @@ def test_a_run_writes_what_it_promises_and_names_its_data(few_pictures, tmp_path
     assert {"last.npz", "best.npz"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_header_says_network_and_machine(few_pictures, tmp_path, capsys):
+def test_header_says_network_and_machine(tmp_path, capsys):
     run("--out", tmp_path, "--epochs", "1")
     header = capsys.readouterr().out
     for part in (
@@ -121,21 +76,21 @@ def test_a_signal_saves_at_the_end_of_the_step(number, whole, tmp_path):
     assert content(broken) == whole
 
 
-def test_two_runs_of_one_seed_are_bit_identical_and_of_two_seeds_are_not(few_pictures, tmp_path):
+def test_two_runs_of_one_seed_are_bit_identical_and_of_two_seeds_are_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run("--out", tmp_path / name, "--seed", seed, "--epochs", 1)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert content(tmp_path / "a")[0] != content(tmp_path / "c")[0]
 
 
-def test_eval_repeats_the_test_accuracy(few_pictures, tmp_path, capsys):
+def test_eval_repeats_the_test_accuracy(tmp_path, capsys):
     run("--out", tmp_path)
     trained = capsys.readouterr().out.splitlines()[-2:]
     assert train_cifar.main(["--eval", str(tmp_path / "best.npz")]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == trained
 
 
-def test_a_new_run_moves_the_earlier_one_aside(few_pictures, tmp_path, capsys):
+def test_a_new_run_moves_the_earlier_one_aside(tmp_path, capsys):
     out = tmp_path / "run"
     run("--out", out, "--epochs", 1, "--seed", 1)
     before = content(out)
@@ -144,12 +99,12 @@ def test_a_new_run_moves_the_earlier_one_aside(few_pictures, tmp_path, capsys):
     assert content(tmp_path / "run.1") == before
 
 
-def test_resume_without_a_checkpoint_starts_at_the_beginning(few_pictures, tmp_path, capsys):
+def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path, capsys):
     assert run("--out", tmp_path, "--epochs", 1, "--resume") == 0
     assert "nothing to resume" in capsys.readouterr().out
 
 
-def test_no_download_is_said_loudly_and_the_sample_is_drawn(few_pictures, tmp_path, capsys, monkeypatch):
+def test_no_download_is_said_loudly_and_the_sample_is_drawn(tmp_path, capsys, monkeypatch):
     def no_network():
         raise cifar10.DataError("cannot download CIFAR-10: no route to host")
 
@@ -159,14 +114,14 @@ def test_no_download_is_said_loudly_and_the_sample_is_drawn(few_pictures, tmp_pa
     assert "NO CIFAR-10" in loud and "no route to host" in loud and "DRAWN SHAPES" in loud
 
 
-def test_a_diverging_run_stops_with_one_line_and_exit_code_1(few_pictures, tmp_path, capsys):
+def test_a_diverging_run_stops_with_one_line_and_exit_code_1(tmp_path, capsys):
     assert run("--out", tmp_path, "--lr", "1e30", "--schedule", "constant") == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.search(r"stopped: the output of features\.\d.* is not finite in step [23] of epoch 1", last), last
     assert "at learning rate 1e+30: try a lower --lr" in last
 
 
-def test_a_folder_that_goes_away_is_one_line_and_exit_code_1(few_pictures, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_goes_away_is_one_line_and_exit_code_1(tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", str(tmp_path / "last.npz"))
 
@@ -192,7 +147,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(case, few_pictures, tmp_path, capsys):
+def test_bad_input_is_one_sentence_and_exit_code_2(case, tmp_path, capsys):
     flags, message = BAD[case]
     out = [] if "--out" in flags else ["--out", tmp_path / "run"]
     if case == "no GPU" and train_cifar.resolve_device("auto") == "cuda":
@@ -219,7 +174,7 @@ def test_missing_and_damaged_data_are_one_sentence(tmp_path, capsys):
     assert str(tmp_path) in error and error.count("\n") == 1
 
 
-def test_resume_refuses_another_run_and_names_the_difference(few_pictures, tmp_path, capsys):
+def test_resume_refuses_another_run_and_names_the_difference(tmp_path, capsys):
     run("--out", tmp_path, "--epochs", 1)
     before = content(tmp_path)
     assert run("--out", tmp_path, "--epochs", 1, "--resume", "--width", "0.2") == 2
@@ -227,7 +182,7 @@ def test_resume_refuses_another_run_and_names_the_difference(few_pictures, tmp_p
     assert content(tmp_path) == before, "nothing is lost"
 
 
-def test_resume_refuses_a_checkpoint_of_another_network(few_pictures, tmp_path, capsys):
+def test_resume_refuses_a_checkpoint_of_another_network(tmp_path, capsys):
     run("--out", tmp_path, "--epochs", 1)
     arrays, header = checkpoint.load(tmp_path / "last.npz")
     arrays["model/features.0.0.weight"] = np.zeros((3, 3), np.float32)
@@ -236,7 +191,7 @@ def test_resume_refuses_a_checkpoint_of_another_network(few_pictures, tmp_path, 
     assert "features.0.0.weight" in capsys.readouterr().err
 
 
-def test_a_second_run_on_the_same_folder_is_refused(few_pictures, tmp_path, capsys):
+def test_a_second_run_on_the_same_folder_is_refused(tmp_path, capsys):
     with train_cifar.RunFolder(tmp_path, keep=False):
         assert run("--out", tmp_path) == 2
     assert f"another run (process {os.getpid()}) is writing to {tmp_path}" in capsys.readouterr().err

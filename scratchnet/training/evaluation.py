@@ -61,7 +61,7 @@ def mirror(x):
 def confusion_lines(result: Evaluation, classes: tuple[str, ...]) -> list[str]:
     """The confusion matrix as text: a line a class, with its accuracy."""
     width = max(5, *(len(str(n)) for n in result.confusion.flat))
-    title = max(map(len, classes))
+    title = max(map(len, ("taken for", *classes)))
     head = " ".join(f"{name[:width]:>{width}}" for name in classes)
     lines = [f"{'taken for':>{title}}  {head}  accuracy"]
     for name, row, share in zip(classes, result.confusion, result.class_accuracy, strict=True):

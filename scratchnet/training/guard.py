@@ -14,16 +14,20 @@ class _Found(Exception):
     """The search is over; the message says where."""
 
 
-def bad_gradient(named_parameters) -> str | None:
-    """The name of the last parameter, in the order of the layers, with a gradient that is not finite; None without one.
+def bad_parameter(named_parameters) -> str | None:
+    """The last parameter, in the order of the layers, that is not finite or has such a gradient, by name; None without one.
 
-    Of all gradients backward computes this one first. A sum is looked at first: it is finite where every number is, unless
-    it overflows.
+    Of all gradients backward computes this one first; a bad weight need not show in any (ReLU6 takes infinity for 6). Sums
+    are looked at first: they are finite where every number is, unless they overflow.
     """
     parameters = list(named_parameters)
-    if math.isfinite(sum(float(parameter.grad.sum()) for _, parameter in parameters)):
+    if math.isfinite(sum(float(p.grad.sum()) + float(p.data.sum()) for _, p in parameters)):
         return None
-    return next((name for name, parameter in reversed(parameters) if not _is_finite(parameter.grad)), None)
+    for name, parameter in reversed(parameters):
+        for what, array in (("the gradient of ", parameter.grad), ("", parameter.data)):
+            if not _is_finite(array):
+                return what + name
+    return None
 
 
 def first_bad_layer(model, criterion, x, labels) -> str | None:

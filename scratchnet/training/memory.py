@@ -13,6 +13,7 @@ except ImportError:  # Windows: no limit to ask for
 # A training step's peak over the sum of all layers' float32 outputs, measured for two variants, widths 0.25 to 1.4 and
 # pictures of 32 to 96 pixels: 0.67 to 0.82. Below 1, since fused layers keep no intermediate result.
 SHARE = 0.8
+USABLE = 0.7  # of the room: the rest goes to threads, to pictures and to what malloc keeps
 
 
 def bytes_per_picture(model, shape: tuple[int, int, int]) -> float:
@@ -42,7 +43,7 @@ def out_of_memory(error: MemoryError, batch_size: int, per_picture: float, room_
         room_before: `room` before the first step.
     """
     asked = " ".join(str(error).split()) or "no more memory"
-    fits = batch_size // 2 if room_before is None else min(int(room_before / per_picture), batch_size // 2)
+    fits = batch_size // 2 if room_before is None else min(int(USABLE * room_before / per_picture), batch_size // 2)
     way_out = f"about --batch-size {fits} fits" if fits > 1 else "try a smaller --width or --image-size"
     need = f"a step with --batch-size {batch_size} takes about {per_picture * batch_size / 2**20:,.0f} MiB"
     return f"out of memory: {asked}; {need}, {way_out}"

@@ -16,7 +16,7 @@ import numpy as np
 from scratchnet.array import to_device
 from scratchnet.training import checkpoint
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.guard import bad_gradient, first_bad_layer
+from scratchnet.training.guard import bad_parameter, first_bad_layer
 from scratchnet.training.metrics import Average, MetricsLog, draw_curves
 
 BEST, METRICS, CURVES = "best.npz", "metrics.csv", "curves.png"
@@ -95,6 +95,8 @@ class Trainer:
             while self.epoch < self.epochs:
                 self._train_epoch()
                 self._close_epoch()
+                if self._signal:  # it came after the last step
+                    raise Interrupted(self._signal)
 
     # One epoch -------------------------------------------------------------------------------------------------------
 
@@ -129,8 +131,8 @@ class Trainer:
         """Before an update: stop where a gradient is not finite, so that no weight ever is."""
         if (self.batch + 1) % SYNC_EVERY[self.device]:
             return
-        if name := bad_gradient(optimizer.params.items()):
-            where = first_bad_layer(self.model, self.criterion, *self._given) or f"the gradient of {name}"
+        if what := bad_parameter(optimizer.params.items()):
+            where = first_bad_layer(self.model, self.criterion, *self._given) or what
             self._stop(f"{where} is not finite", self.batch + 1)
 
     def _stop(self, why, step):
@@ -155,7 +157,7 @@ class Trainer:
             val_loss, val_acc, _ = evaluate(self.model, self.criterion, self.validation, self.device)
         row = {
             "epoch": self.epoch + 1, "train_loss": self.loss.value, "train_acc": self.accuracy.value,
-            "val_loss": val_loss, "val_acc": val_acc, "lr": self.optimizer.lr,
+            "val_loss": val_loss, "val_acc": val_acc, "lr": self.schedule(self.steps_done - 1),
             "seconds": self.seconds, "images_per_second": self.pictures / max(self.seconds, 1e-9),
         }  # fmt: skip
         self.epoch, self.batch = self.epoch + 1, 0

@@ -1,0 +1,60 @@
+"""Small runs of train_cifar.py, for the tests: a few drawn pictures and a very narrow network."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import train_cifar
+from scratchnet.training import checkpoint, shapes
+
+ROOT = Path(train_cifar.__file__).parent
+SMALL = ["--sample", "--width", "0.1", "--batch-size", "25", "--epochs", "2", "--lr", "0.02", "--threads", "1"]
+
+# A child process that draws 120 + 40 pictures, and dies or gets a signal after the given number of steps.
+CHILD = """
+import os, signal, sys
+import train_cifar
+from scratchnet.training import shapes, trainer
+small = lambda seed: shapes.draw_shapes(120, 40, seed)
+train_cifar.draw_shapes = small
+stop_after, number, step, done = int(sys.argv[1]), int(sys.argv[2]), trainer.train_step, 0
+def counted(*args):
+    global done
+    result = step(*args)
+    done += 1
+    if done == stop_after:
+        os.kill(os.getpid(), number)
+    return result
+trainer.train_step = counted
+sys.exit(train_cifar.main(sys.argv[3:]))
+"""
+
+
+def few_pictures(seed):
+    """In place of `draw_shapes`."""
+    return shapes.draw_shapes(120, 40, seed)
+
+
+def run(*flags):
+    """Run it in this process; returns the exit code."""
+    return train_cifar.main([*SMALL, *map(str, flags)])
+
+
+def child(stop_after, number, *flags):
+    """Run it in a process of its own, which gets a signal after so many steps; 0: after none."""
+    command = [sys.executable, "-c", CHILD, str(stop_after), str(int(number)), *SMALL, *map(str, flags)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
+
+
+def content(folder):
+    """What must be equal after a resume: every array, every generator, and the log rows but for their times."""
+    arrays, header = checkpoint.load(folder / "last.npz")
+    with open(folder / "metrics.csv") as file:
+        rows = [
+            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
+        ]
+    kept = {key: header[key] for key in ("epoch", "batch", "best", "loss", "accuracy", "generator", "config")}
+    return {key: value.tobytes() for key, value in arrays.items()}, kept, rows

@@ -1,0 +1,93 @@
+"""Evaluation: loss, accuracy, the confusion matrix, and the mirror image."""
+
+import builtins
+
+import numpy as np
+import pytest
+
+import scratchnet as sn
+from scratchnet.array import as_maps
+from scratchnet.training.batches import Batches
+from scratchnet.training.cifar10 import Dataset
+from scratchnet.training.evaluation import Evaluation, confusion_lines, draw_confusion, evaluate, mirror
+
+CLASSES = ("left", "right", "none")
+
+
+class Sides(sn.Module):
+    """Logits that say which half of a picture is the brighter one."""
+
+    def forward(self, x):
+        half = x.shape[3] // 2
+        left, right = x[..., :half].mean(axis=(1, 2, 3)), x[..., half:].mean(axis=(1, 2, 3))
+        return np.stack([left, right, np.full_like(left, -9)], axis=1).astype(np.float32)
+
+
+def pictures(count=23):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 3, 4, 6), np.uint8)
+    return Dataset(images, rng.integers(0, 2, count), CLASSES, "halves")
+
+
+def batches(dataset):
+    return Batches(dataset, 5, seed=0, shuffle=False)
+
+
+def test_it_counts_what_is_taken_for_what_over_batches_of_different_sizes():
+    dataset, model = pictures(), Sides()
+    x = next(Batches(dataset, 23, seed=0, shuffle=False).epoch(0))[0]
+    logits = model(x)
+    result = evaluate(model, sn.CrossEntropyLoss(), batches(dataset))
+    want = np.zeros((3, 3), int)
+    for label, said in zip(dataset.labels, logits.argmax(1), strict=True):
+        want[label, said] += 1
+    np.testing.assert_array_equal(result.confusion, want)
+    assert result.accuracy == (logits.argmax(1) == dataset.labels).mean()
+    assert result.loss == pytest.approx(float(sn.CrossEntropyLoss()(logits, dataset.labels)), rel=1e-6)
+    assert model.training
+    np.testing.assert_allclose(result.class_accuracy[:2], want.diagonal()[:2] / want.sum(1)[:2])
+    assert np.isnan(result.class_accuracy[2])
+
+
+def test_with_its_mirror_image_a_picture_has_no_sides():
+    result = evaluate(Sides(), sn.CrossEntropyLoss(), batches(pictures()), flip=True)
+    # both halves get one and the same logit: log(2) but for the third class
+    assert result.loss == pytest.approx(np.log(2), abs=1e-3)
+
+
+def test_a_mirror_image_is_channel_major_and_reversed():
+    x = next(batches(pictures()).epoch(0))[0]
+    flipped = mirror(x)
+    np.testing.assert_array_equal(flipped, x[..., ::-1])
+    assert as_maps(flipped).flags.c_contiguous
+
+
+def test_the_table_names_each_class_and_its_share():
+    result = Evaluation(1.0, 0.7, np.array([[3, 1, 0], [123456, 2, 0], [0, 0, 0]]))
+    head, *rows = confusion_lines(result, CLASSES)
+    assert head.split() == ["taken", "for", "left", "right", "none", "accuracy"]
+    assert [row.split() for row in rows] == [
+        ["left", "3", "1", "0", "0.7500"], ["right", "123456", "2", "0", "0.0000"], ["none", "0", "0", "0", "nan"],
+    ]  # fmt: skip
+    assert len({len(line) for line in (head, *rows)}) == 1
+
+
+def test_the_picture_is_a_png_or_nothing_without_matplotlib(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    result = Evaluation(1.0, 0.7, np.array([[3, 1, 0], [6, 2, 0], [0, 0, 0]]))
+    assert draw_confusion(result, CLASSES, tmp_path / "c.png", "a $title$")
+    with image.open(tmp_path / "c.png") as drawn:
+        assert drawn.size == (850, 750)
+        shades = np.asarray(drawn.convert("L"))
+    assert shades.min() < 60 and shades.max() == 255
+
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert not draw_confusion(result, CLASSES, tmp_path / "d.png", "title")
+    assert not (tmp_path / "d.png").exists()
