@@ -14,17 +14,19 @@ import numpy as np
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import resolve_device
-from scratchnet.trace import table, trace
+from scratchnet.trace import trace
 from scratchnet.training import cifar10, optim, schedule, shapes
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.batches import Batches, split
-from scratchnet.training.checkpoint import CheckpointError, load, load_latest, part
+from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.console import Console
-from scratchnet.training.evaluation import confusion_lines, draw_confusion, evaluate
+from scratchnet.training.evaluation import evaluate
 from scratchnet.training.flags import FREE, NORMALISE, UsageError, parse
 from scratchnet.training.folder import FolderError, RunFolder
 from scratchnet.training.memory import bytes_per_picture, out_of_memory, room
 from scratchnet.training.pictures import PictureError, read_pictures
+from scratchnet.training.report import say_header, say_result
+from scratchnet.training.resume import resume
 from scratchnet.training.shapes import draw_shapes
 from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer
 
@@ -150,44 +152,6 @@ def load_model(path, args, device):
     return model, header
 
 
-def resume(trainer, args, console):
-    """Go on from the last checkpoint, if it is of this very command, or if changes are welcome."""
-    found = load_latest(args.out, console.say)
-    if found is None:
-        console.say(f"nothing to resume in {args.out}: starting from the beginning")
-        return
-    arrays, header, path = found
-    before = header["config"]
-    changed = [key for key in trainer.config if trainer.config[key] != before.get(key) and key != "title"]
-    if changed:
-        differences = "; ".join(f"{key} was {before.get(key)!r}, now {trainer.config[key]!r}" for key in changed)
-        why = ""
-        if "epochs" in changed:
-            why = (
-                ". The schedule spreads over all epochs, so that a run that is made longer or shorter is not the run that "
-                "would have had so many from the beginning"
-            )
-        if not args.resume_with_changes:
-            raise UsageError(
-                f"--resume: {path} is of another run: {differences}{why}. Give the same flags, or another --out, or accept "
-                "the difference with --resume-with-changes"
-            )
-        if header["epoch"] + (header["batch"] > 0) > args.epochs:
-            raise UsageError(
-                f"--epochs: {path} has {header['epoch']} whole epochs behind it already, got {args.epochs}"
-            )
-        console.say(f"resuming with changes: {differences}{why}")
-        if before.get("batch_size") != args.batch_size:
-            header["batch"] = header["batch"] * before["batch_size"] // args.batch_size
-    changes = before.get("changes", [])
-    if changed:
-        changes.append({"epoch": header["epoch"], "batch": header["batch"], "changed": differences})
-    if changes:
-        trainer.config["changes"] = changes
-    trainer.restore(arrays, header)
-    console.say(f"resuming {path}: epoch {trainer.epoch + 1}, after {trainer.batch} of its {len(trainer.train)} steps")
-
-
 # What a command asks for, made -------------------------------------------------------------------------------------------
 
 
@@ -287,45 +251,6 @@ def weights_of(arrays):
     average = part(arrays, "average")
     average.pop("updates", None)
     return average or part(arrays, "model")
-
-
-# What a command says -----------------------------------------------------------------------------------------------------
-
-
-def say_header(trainer, args, data, test, source):
-    """What is about to be trained, on what, where."""
-    say = trainer.console.say
-    counts = [len(part.dataset.labels) for part in (trainer.train, trainer.validation)]
-    layers = trace(trainer.model, (3, args.image_size, args.image_size))
-    parameters, macs = (sum(getattr(step, what) for step in layers) for what in ("parameters", "multiply_adds"))
-    threads = f", {sn.get_num_threads()} threads" if trainer.device == "cpu" else ""
-    say(f"data      {data.name}, {source}")
-    say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
-    padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""
-    say(f"          at {args.image_size}×{args.image_size}, augmentation {args.augment}{padding}")
-    say(f"network   MobileNetV2 {args.variant}, width {args.width}, {parameters:,} parameters")
-    say(f"          {macs / 1e6:.1f} million multiply-adds a picture")
-    say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
-    say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")
-    average = f", weights averaged with decay {args.ema:g}" if args.ema else ""
-    zero = ", shortcuts' other ways start at 0" if args.zero_init_residual else ""
-    say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}{average}{zero}")
-    say(f"machine   {trainer.device}{threads}, NumPy {np.__version__}, seed {args.seed}")
-    say(f"output    {args.out}")
-    if args.trace:
-        say(table(layers))
-
-
-def say_result(console, args, test, result, picture, title):
-    """The confusion matrix, and the last two lines of a run."""
-    for line in confusion_lines(result, test.classes):
-        console.say(line)
-    if draw_confusion(result, test.classes, picture, title):
-        console.say(f"drawn as {picture}")
-    if args.flip_test:
-        console.say("each picture seen together with its mirror image")
-    console.say(f"Test loss: {result.loss:.4f}")
-    console.say(f"Test accuracy: {result.accuracy:.4f}")
 
 
 if __name__ == "__main__":

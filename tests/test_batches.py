@@ -153,6 +153,20 @@ def test_two_epochs_read_in_turn_do_not_disturb_each_other():
     assert same([second for _, second in in_turn], b.epoch(1))
 
 
+def test_alternating_flips_show_both_sides_of_every_picture_in_two_epochs():
+    whole = dataset(21)
+    b = Batches(
+        whole, 4, seed=1, augment=True, padding=0, alternate=True, shuffle=False, mean=(0,) * 3, std=(1 / 255,) * 3
+    )
+    epochs = [np.concatenate([x for x, _ in b.epoch(k)]) for k in range(3)]
+    as_they_are = [(epoch == whole.images).all(axis=(1, 2, 3)) for epoch in epochs]
+    mirrored = [(epoch == whole.images[..., ::-1]).all(axis=(1, 2, 3)) for epoch in epochs]
+    for k in range(3):
+        assert (as_they_are[k] ^ mirrored[k]).all()
+        np.testing.assert_array_equal(mirrored[k], mirrored[0] ^ (k % 2 == 1))
+    assert 4 < mirrored[0].sum() < 17, "about half of them begin mirrored"
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_seeds_and_epochs_and_batches_are_drawn_differently(augment):
     equal = Dataset(np.repeat(dataset(1).images, 64, 0), np.arange(64), ("any",), "equal")

@@ -90,6 +90,45 @@ def test_eval_repeats_the_test_accuracy(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-2:] == trained
 
 
+def test_eval_says_each_class_and_the_averaged_weights_and_takes_the_mirror_image(tmp_path, capsys):
+    run("--out", tmp_path, "--ema", "0.5", "--flip-test")
+    trained = capsys.readouterr().out.splitlines()[-16:]
+    assert train_cifar.main(["--eval", str(tmp_path / "best.npz"), "--flip-test"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-2:] == trained[-2:] and "mirror image" in out[-3] and "averaged weights" in out[1]
+    rows = [line for line in out if line.split()[0] in ("disc", "checkerboard")]
+    assert len(rows) == 2 and all(len(row.split()) == 12 for row in rows)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["class_accuracy"]["disc"] == pytest.approx(float(rows[0].split()[-1]), abs=5e-5)
+    assert result["best_sha256"] == checkpoint.load(tmp_path / "best.npz")[1]["checkpoint"]["sha256"]
+    assert train_cifar.main(["--eval", str(tmp_path / "best.npz")]) == 0
+    plain = capsys.readouterr().out.splitlines()
+    assert plain[-2] != out[-2] and "mirror image" not in plain[-3], "another loss without it"
+
+
+def test_predict_names_three_classes_a_picture(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    run("--out", tmp_path)
+    _, test = few_pictures(0)
+    for k in range(2):
+        image.fromarray(test.images[k].transpose(1, 2, 0)).save(tmp_path / f"{k}.png")
+    capsys.readouterr()
+    files = [str(tmp_path / f"{k}.png") for k in range(2)]
+    assert train_cifar.main(["--predict", str(tmp_path / "best.npz"), *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, file in zip(lines, files, strict=True):
+        found = re.fullmatch(re.escape(file) + r": (.+) (\S+) %, (.+) (\S+) %, (.+) (\S+) %", line).groups()
+        assert len(set(found[::2])) == 3 and set(found[::2]) <= set(test.classes)
+        assert 100 >= float(found[1]) >= float(found[3]) >= float(found[5]) >= 0
+
+    model, _ = train_cifar.load_model(tmp_path / "best.npz", flags.parse(SMALL, ""), "cpu")
+    x, _ = next(train_cifar.make_batches(flags.parse(SMALL, ""), test, shuffle=False).epoch(0))
+    best = model.eval()(x)[:2].argmax(1)
+    assert [line.split(": ")[1].rsplit(" ", 8)[0].split(",")[0].rsplit(" ", 1)[0] for line in lines] == [
+        test.classes[k] for k in best
+    ]
+
+
 def test_a_new_run_moves_the_earlier_one_aside(tmp_path, capsys):
     out = tmp_path / "run"
     run("--out", out, "--epochs", 1, "--seed", 1)
@@ -142,6 +181,10 @@ BAD = {
     "smoothing 2": (["--label-smoothing", "2"], r"label_smoothing must be in \[0, 1\], got 2"),
     "no GPU": (["--device", "cuda"], "device 'cuda' needs"),
     "no checkpoint": (["--eval", "/nowhere.npz"], "/nowhere.npz cannot be read"),
+    "predict nothing": (["--predict", "best.npz"], "--predict needs a checkpoint and at least one picture"),
+    "predict without one": (["--predict", "/nowhere.npz", "a.png"], "/nowhere.npz cannot be read"),
+    "decay 1": (["--ema", "1"], r"--ema must be in \[0, 1\), got 1"),
+    "padding 32": (["--crop-padding", "32"], "--crop-padding must be 0 to 31 pixels, got 32"),
     "out is a file": (["--out", str(ROOT / "README.md")], "README.md cannot be used"),
 }
 
@@ -210,6 +253,8 @@ def test_presets_are_defaults_that_flags_win_over():
     assert (blog.variant, blog.image_size, blog.optimizer, blog.lr, blog.batch_size) == ("blog", 96, "adam", 0.01, 256)
     assert blog.epochs == 3
     assert flags.parse([], "").variant == "cifar"
+    best = flags.parse(["--preset", "best", "--no-flip-test"], "")
+    assert best.augment == "crop-alternate" and best.zero_init_residual and not best.flip_test
 
 
 def test_train_step_is_short_and_is_what_readme_shows():

@@ -87,6 +87,20 @@ def test_parameter_counts(variant, width, classes, count):
     assert sum(parameter.data.size for parameter in model.parameters()) == count
 
 
+def test_with_zero_init_every_shortcut_is_all_there_is_and_still_learns():
+    model = MobileNetV2(10, 0.1, zero_init_residual=True, rng=np.random.default_rng(0))
+    shortcuts = [module for _, module in model.named_modules() if isinstance(module, sn.Residual)]
+    assert len(shortcuts) > 9
+    x = np.random.default_rng(1).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    for module in shortcuts:
+        y = np.random.default_rng(2).standard_normal((2, module[0][0][0].in_channels, 8, 8)).astype(np.float32)
+        np.testing.assert_array_equal(module(y), y)
+    criterion = sn.CrossEntropyLoss()
+    criterion(model(x), np.array([1, 2]))
+    model.backward(criterion.backward())
+    assert all(module[0][-1].weight.grad.any() for module in shortcuts)
+
+
 def test_models_refuse_what_they_cannot_build():
     with pytest.raises(ValueError, match="variant must be one of imagenet, cifar, blog, got 'resnet'"):
         MobileNetV2(variant="resnet")

@@ -1,0 +1,43 @@
+"""What train_cifar.py says: what is about to be trained, and how it ended."""
+
+import numpy as np
+
+import scratchnet as sn
+from scratchnet.trace import table, trace
+from scratchnet.training.evaluation import confusion_lines, draw_confusion
+
+
+def say_header(trainer, args, data, test, source):
+    """What is about to be trained, on what, where."""
+    say = trainer.console.say
+    counts = [len(part.dataset.labels) for part in (trainer.train, trainer.validation)]
+    layers = trace(trainer.model, (3, args.image_size, args.image_size))
+    parameters, macs = (sum(getattr(step, what) for step in layers) for what in ("parameters", "multiply_adds"))
+    threads = f", {sn.get_num_threads()} threads" if trainer.device == "cpu" else ""
+    say(f"data      {data.name}, {source}")
+    say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
+    padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""
+    say(f"          at {args.image_size}×{args.image_size}, augmentation {args.augment}{padding}")
+    say(f"network   MobileNetV2 {args.variant}, width {args.width}, {parameters:,} parameters")
+    say(f"          {macs / 1e6:.1f} million multiply-adds a picture")
+    say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
+    say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")
+    average = f", weights averaged with decay {args.ema:g}" if args.ema else ""
+    zero = ", shortcuts' other ways start at 0" if args.zero_init_residual else ""
+    say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}{average}{zero}")
+    say(f"machine   {trainer.device}{threads}, NumPy {np.__version__}, seed {args.seed}")
+    say(f"output    {args.out}")
+    if args.trace:
+        say(table(layers))
+
+
+def say_result(console, args, test, result, picture, title):
+    """The confusion matrix, and the last two lines of a run."""
+    for line in confusion_lines(result, test.classes):
+        console.say(line)
+    if draw_confusion(result, test.classes, picture, title):
+        console.say(f"drawn as {picture}")
+    if args.flip_test:
+        console.say("each picture seen together with its mirror image")
+    console.say(f"Test loss: {result.loss:.4f}")
+    console.say(f"Test accuracy: {result.accuracy:.4f}")
