@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import scratchnet as sn
+from scratchnet.layers.init import fan_in_uniform
 
 # expansion t, output channels c, repeats n (Table 2); the stride of each row's first block is the variant's
 BLOCKS = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
@@ -28,16 +29,17 @@ class Variant(NamedTuple):
     divisor: int  # channels are rounded to multiples of this
     head_grows_only: bool  # whether the head keeps 1280 channels below width 1
     always_expand: bool  # whether a block with t = 1 has the 1×1 expansion too
+    default_init: bool  # weights as PyTorch's layers have them by default, in place of the paper's
     conv_classifier: bool  # a 1×1 convolution in place of dropout and a linear layer
 
 
 VARIANTS = {
     # the paper's, as torchvision builds it: its state_dict loads here with no renaming
-    "imagenet": Variant(3, 2, (1, 2, 2, 2, 1, 2, 1), 8, True, False, False),
+    "imagenet": Variant(3, 2, (1, 2, 2, 2, 1, 2, 1), 8, True, False, False, False),
     # the same for 32×32 pictures: two strides less, 32×32 -> 4×4
-    "cifar": Variant(3, 1, (1, 1, 2, 2, 1, 2, 1), 8, True, False, False),
+    "cifar": Variant(3, 1, (1, 1, 2, 2, 1, 2, 1), 8, True, False, False, False),
     # the network of the blog post that this project implements
-    "blog": Variant(1, 2, (1, 2, 2, 2, 1, 2, 1), 1, False, True, True),
+    "blog": Variant(1, 2, (1, 2, 2, 2, 1, 2, 1), 1, False, True, True, True),
 }
 
 
@@ -92,6 +94,11 @@ class MobileNetV2(sn.Sequential):
             linear.weight.data[...] = 0.01 * rng.standard_normal(linear.weight.data.shape)  # torchvision's N(0, 0.01²)
             layers |= {"flatten": sn.Flatten(), "classifier": sn.Sequential(sn.Dropout(dropout, rng=rng), linear)}
         super().__init__(layers)
+        if v.default_init:
+            for _, module in self.named_modules():
+                if isinstance(module, sn.Conv2d):
+                    weight = module.weight.data
+                    weight[...] = fan_in_uniform(weight.shape, module.groups, rng)  # the classifier's bias stays 0
         if zero_init_residual:
             for _, module in self.named_modules():
                 if isinstance(module, sn.Residual):

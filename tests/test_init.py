@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 from strategies import geometries, rngs
 
 import scratchnet as sn
-from scratchnet.layers.init import fan_out_normal, fans, he_normal
+from scratchnet.layers.init import fan_in_uniform, fan_out_normal, fans, he_normal
 
 SCHEMES = pytest.mark.parametrize(("scheme", "which"), [(he_normal, 0), (fan_out_normal, 1)], ids=["he", "fan_out"])
+
+
+def test_pytorch_s_default_is_uniform_up_to_one_over_the_root_of_fan_in():
+    weight = fan_in_uniform((40, 6, 3, 3), 2, np.random.default_rng(0))
+    assert weight.dtype == np.float32 and 0.99 * 54**-0.5 < abs(weight).max() <= 54**-0.5
+    assert weight.std() == pytest.approx(162**-0.5, rel=0.03) and abs(weight.mean()) < 0.005
+    again = fan_in_uniform((40, 6, 3, 3), 2, np.random.default_rng(0), np.float64)
+    np.testing.assert_array_equal(weight, again.astype(np.float32))
 
 
 @given(geometries(stride=(1, 1), dilation=(1, 1)))

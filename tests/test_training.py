@@ -101,6 +101,16 @@ def test_with_zero_init_every_shortcut_is_all_there_is_and_still_learns():
     assert all(module[0][-1].weight.grad.any() for module in shortcuts)
 
 
+def test_the_blog_s_network_begins_with_pytorch_s_default_weights_and_the_others_with_the_paper_s():
+    blog, cifar = (MobileNetV2(10, 0.5, variant, rng=np.random.default_rng(0)) for variant in ("blog", "cifar"))
+    assert abs(blog.classifier.weight.data).max() <= 640**-0.5
+    for model, uniform in ((blog, True), (cifar, False)):
+        for _, module in model.named_modules():
+            if isinstance(module, sn.Conv2d):
+                bound = np.prod(module.weight.data.shape[1:]) ** -0.5
+                assert (abs(module.weight.data).max() <= bound) == uniform
+
+
 def test_models_refuse_what_they_cannot_build():
     with pytest.raises(ValueError, match="variant must be one of imagenet, cifar, blog, got 'resnet'"):
         MobileNetV2(variant="resnet")

@@ -27,6 +27,13 @@ def fan_out_normal(shape, groups=1, rng=None, dtype=np.float32):
     return _normal(shape, (2 / fans(shape, groups)[1]) ** 0.5, rng, dtype)
 
 
+def fan_in_uniform(shape, groups=1, rng=None, dtype=np.float32):
+    """A weight (O, C/groups, …) from U(-b, b) with b = 1/√fan_in: a sixth of He's variance; PyTorch's default."""
+    rng = np.random.default_rng() if rng is None else rng
+    bound = fans(shape, groups)[0] ** -0.5
+    return rng.uniform(-bound, bound, shape).astype(dtype)  # drawn in float64, see `_normal`
+
+
 def _normal(shape, std, rng, dtype):
     rng = np.random.default_rng() if rng is None else rng
     return (rng.standard_normal(shape) * std).astype(
