@@ -1,0 +1,82 @@
+// Batch norm over rows (C, M), with or without the ReLU6 behind it (CLIP). With it, what backward needs is made again from
+// x: whether y lay between the bounds is the same computation as y itself, so that y need not be read.
+
+template <class A> __device__ A affine(A x, A mean, A scale, A bias) { return fma(scale, x - mean, bias); }
+
+// Parts (C, blocks, 3): count, mean and squares of each share of a row.
+template <class T, int V> __global__ void row_moments(const T* x, sum_t<T>* parts, int m) {
+  Tally<sum_t<T>> tally;
+  const T* row = x + row_start(m);
+  for (int i = first_in_row(); i < m / V; i += row_stride()) {
+    const Pack<T, V> in = pack<T, V>(row, i);
+    for (int k = 0; k < V; ++k) tally.add(sum_t<T>(in.v[k]));
+  }
+  write_moments(tally.moments(), parts);
+}
+
+template <class T, int V, bool CLIP>
+__global__ void normalise(const T* x, const sum_t<T>* mean, const sum_t<T>* inv_std, const sum_t<T>* weight,
+                          const sum_t<T>* bias, T* y, int m) {
+  const int c = blockIdx.y;
+  const sum_t<T> m_c = mean[c], scale = weight[c] * inv_std[c], bias_c = bias[c];
+  const T* row = x + row_start(m);
+  T* out = y + row_start(m);
+  for (int i = first_in_row(); i < m / V; i += row_stride()) {
+    Pack<T, V> p = pack<T, V>(row, i);
+    for (int k = 0; k < V; ++k) {
+      const sum_t<T> value = affine(sum_t<T>(p.v[k]), m_c, scale, bias_c);  // (BN.3), (BN.4)
+      p.v[k] = T(CLIP ? clip6(value) : value);                              // (DWF.2)
+    }
+    pack<T, V>(out, i) = p;
+  }
+}
+
+// dy, or 0 where ReLU6 held the output at a bound (RELU6.2), (DWF.3).
+template <bool CLIP, class A> __device__ A through_clip(A dy, A x, A mean, A scale, A bias) {
+  return CLIP && at_bound(affine(x, mean, scale, bias)) ? A(0) : dy;
+}
+
+// Parts (C, blocks, 2): Σ g and Σ g · (x - mean), g being dy behind the mask.
+template <class T, int V, bool CLIP>
+__global__ void row_products(const T* dy, const T* x, const sum_t<T>* mean, const sum_t<T>* inv_std,
+                             const sum_t<T>* weight, const sum_t<T>* bias, sum_t<T>* parts, int m) {
+  const int c = blockIdx.y;
+  const sum_t<T> m_c = mean[c], scale = weight[c] * inv_std[c], bias_c = bias[c];
+  sum_t<T> sums[2] = {0, 0};
+  for (int i = first_in_row(); i < m / V; i += row_stride()) {
+    const Pack<T, V> grad = pack<T, V>(dy + row_start(m), i), in = pack<T, V>(x + row_start(m), i);
+    for (int k = 0; k < V; ++k) {
+      const sum_t<T> value = sum_t<T>(in.v[k]);
+      const sum_t<T> g = through_clip<CLIP>(sum_t<T>(grad.v[k]), value, m_c, scale, bias_c);
+      sums[0] += g;
+      sums[1] += g * (value - m_c);
+    }
+  }
+  sum_block(sums);
+  if (threadIdx.x == 0) {
+    sum_t<T>* to = parts + 2 * ((long long)c * gridDim.x + blockIdx.x);
+    to[0] = sums[0];
+    to[1] = sums[1];
+  }
+}
+
+// dx of batch norm (BN.7). With CLIP the factor weight · s is left out: the depthwise convolution in front takes it (DWF.5).
+template <class T, int V, bool CLIP>
+__global__ void norm_gradient(const T* dy, const T* x, const sum_t<T>* mean, const sum_t<T>* inv_std,
+                              const sum_t<T>* weight, const sum_t<T>* bias, const sum_t<T>* dweight,
+                              const sum_t<T>* dbias, T* dx, int m) {
+  const int c = blockIdx.y;
+  const sum_t<T> m_c = mean[c], scale = weight[c] * inv_std[c], bias_c = bias[c];
+  const sum_t<T> through_mean = dbias[c] / m, through_var = inv_std[c] * dweight[c] / m;
+  for (int i = first_in_row(); i < m / V; i += row_stride()) {
+    const Pack<T, V> grad = pack<T, V>(dy + row_start(m), i), in = pack<T, V>(x + row_start(m), i);
+    Pack<T, V> out;
+    for (int k = 0; k < V; ++k) {
+      const sum_t<T> value = sum_t<T>(in.v[k]);
+      const sum_t<T> g = through_clip<CLIP>(sum_t<T>(grad.v[k]), value, m_c, scale, bias_c);
+      const sum_t<T> h = g - through_mean - through_var * (value - m_c);
+      out.v[k] = T(CLIP ? h : scale * h);
+    }
+    pack<T, V>(dx + row_start(m), i) = out;
+  }
+}

@@ -1,0 +1,183 @@
+"""CUDA kernels: found in `cuda/*.cu`, compiled when first called, their arguments checked before every launch.
+
+A kernel that is launched with a wrong argument does not raise: it reads strides that are not there, or half of a number.
+What a kernel takes stands in its own first lines, so they are read here, from the source, and every argument is held to
+them: arrays must be C-contiguous, of the dtype that the pointer has, and aligned where 16 bytes are loaded at once; a
+number is given the width that the parameter has. Nothing here waits for the device.
+
+The layers' functions are in `gpu_norm.py`, `gpu_conv.py` and `gpu_training.py`, which call `launch`.
+"""
+
+import functools
+import itertools
+import math
+import re
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratchnet.array import get_array_module
+
+THREADS = 256  # a block's
+BLOCKS = 2048  # at most, of a whole grid: enough for every GPU of today, and loops stride over what is left
+REDUCING_BLOCKS = 1024  # about, of a grid that adds up: as many parts are left for the second pass
+REAL = (np.float32, np.float64)
+WORD = 16  # bytes that a thread loads at once, where an array allows it
+
+CPP = {"float32": "float", "float64": "double", "bfloat16": "bfloat16"}
+SUM = {"float32": "float32", "float64": "float64", "bfloat16": "float32"}  # sum_t of common.cu
+BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
+_FIXED = {"int": "int32", "long long": "int64", "unsigned char": "uint8"}
+_HEAD = re.compile(r"template <([^>]*)>\s*__global__ void (\w+)\(([^)]*)\)")
+
+
+class Parameter(NamedTuple):
+    """A kernel's parameter: what a pointer points to, or the type of a number. dtype "T" and "sum" follow the array."""
+
+    name: str
+    pointer: bool
+    dtype: str
+
+    def of(self, dtype):
+        """The dtype's name, for kernels over arrays of `dtype`."""
+        return {"T": dtype, "sum": SUM[dtype]}.get(self.dtype, self.dtype)
+
+
+class Kernel(NamedTuple):
+    """What the source says of a kernel: its file, its template parameters behind T, its parameters."""
+
+    source: str
+    template: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+
+
+def text(source):
+    """The CUDA text of a file of `cuda/`, behind what all of them share."""
+    folder = resources.files("scratchnet.kernels") / "cuda"
+    parts = [(folder / f"{name}.cu").read_text(encoding="utf-8") for name in ("common", source)]
+    return "\n".join(parts)
+
+
+@functools.cache
+def kernels():
+    """Every kernel by its name, as the sources declare them."""
+    names = sorted(path.name for path in (resources.files("scratchnet.kernels") / "cuda").iterdir())
+    found = {}
+    for source in [name[:-3] for name in names if name.endswith(".cu") and name != "common.cu"]:
+        for template, name, parameters in _HEAD.findall(text(source)):
+            kinds = tuple(part.split()[1] for part in template.split(",")[1:])  # "class T, int V" -> ("V",)
+            found[name] = Kernel(source, kinds, tuple(map(_parameter, parameters.split(","))))
+    return found
+
+
+def _parameter(declaration):
+    kind, name = declaration.replace("const ", "").strip().rsplit(" ", 1)
+    pointer = kind.endswith("*")
+    kind = kind.rstrip("* ")
+    return Parameter(name, pointer, {"T": "T", "sum_t<T>": "sum"}.get(kind) or _FIXED[kind])
+
+
+def choices(template, dtype):
+    """The values that a template parameter is compiled for."""
+    return {
+        "V": (1, WORD // BYTES[dtype]),  # numbers a thread loads at once
+        "CLIP": (False, True),  # ReLU6 behind batch norm
+        "NESTEROV": (False, True),
+        "K": (0, 3),  # side of the window, 0 any
+        "G": (1, 9),  # taps that share a reading
+    }[template]
+
+
+def expression(name, dtype, *template):
+    """A kernel's name in C++: `normalise<float, 4, false>`."""
+    values = [CPP[dtype], *(str(value).lower() for value in template)]
+    return f"{name}<{', '.join(values)}>"
+
+
+def instantiations(source, dtype):
+    """All that a source is compiled for, as names in C++."""
+    return [
+        expression(name, dtype, *values)
+        for name, kernel in kernels().items()
+        if kernel.source == source
+        for values in itertools.product(*(choices(kind, dtype) for kind in kernel.template))
+    ]
+
+
+OPTIONS = ("-std=c++17",)
+
+
+@functools.cache
+def _module(xp, source, dtype):
+    """One module a source and dtype; CuPy compiles it at its first use and loads it once for every device."""
+    return xp.RawModule(code=text(source), options=OPTIONS, name_expressions=instantiations(source, dtype))
+
+
+@functools.cache
+def _function(xp, name, dtype, template):
+    return _module(xp, kernels()[name].source, dtype).get_function(expression(name, dtype, *template))
+
+
+def launch(name, template, grid, *args, threads=None, dtype=None):
+    """Run a kernel.
+
+    Args:
+        name: of the kernel in `cuda/*.cu`.
+        template: values of its template parameters behind T.
+        grid: blocks (x, y).
+        args: arrays, and Python numbers, which get the width that the parameter has.
+        threads: of a block, a multiple of 32; THREADS where not given.
+        dtype: name of T; that of the first array where not given.
+
+    Raises:
+        TypeError: another number of arguments, an array where a number belongs or the reverse, a wrong dtype.
+        ValueError: an array that is not C-contiguous or not aligned, a number that does not fit.
+    """
+    dtype = dtype or args[0].dtype.name
+    parameters = kernels()[name].parameters
+    if len(args) != len(parameters):
+        raise TypeError(f"{name}: takes {len(parameters)} arguments, got {len(args)}")
+    word = template[0] * BYTES[dtype] if kernels()[name].template[:1] == ("V",) else 1
+    xp = get_array_module(args[0])
+    checked = [_checked(name, p, p.of(dtype), arg, word, xp) for p, arg in zip(parameters, args, strict=True)]
+    _function(xp, name, dtype, tuple(template))(grid, (threads or THREADS,), tuple(checked))
+
+
+def _checked(name, parameter, dtype, arg: Any, word, xp):
+    where = f"{name}: {parameter.name}"
+    if parameter.pointer:
+        if not isinstance(arg, xp.ndarray):
+            raise TypeError(f"{where} must be an array on the device, got {type(arg).__name__}")
+        if arg.dtype.name != ("uint16" if dtype == "bfloat16" else dtype):
+            raise TypeError(f"{where} must be of dtype {dtype}, got {arg.dtype}")
+        if not arg.flags.c_contiguous:
+            raise ValueError(f"{where} must be C-contiguous, got strides {arg.strides} for shape {arg.shape}")
+        if parameter.dtype == "T" and arg.data.ptr % word:
+            raise ValueError(f"{where} must begin at a multiple of {word} bytes")
+        return arg
+    if not isinstance(arg, (bool, int, float)):
+        raise TypeError(f"{where} must be a number, got {type(arg).__name__}")
+    if dtype == "int32" and not -(1 << 31) <= arg < 1 << 31:
+        raise ValueError(f"{where} must fit into 32 bits, got {arg}")
+    return np.dtype(dtype).type(arg)
+
+
+# Grids ----------------------------------------------------------------------------------------------------------------
+
+
+def vector(m, *arrays):
+    """How many numbers a thread loads at once from rows of m numbers: a word's, where every row begins at one."""
+    count = WORD // arrays[0].dtype.itemsize
+    return count if m % count == 0 and all(array.data.ptr % WORD == 0 for array in arrays) else 1
+
+
+def blocks(items, channels=1, most=None):
+    """Blocks (x, y) for rows of `items`: from the shape alone, so that the same shapes add up in the same order."""
+    wanted = math.ceil(items / THREADS)
+    return max(1, min(wanted, math.ceil((most or BLOCKS) / channels))), channels
+
+
+def reducing(items, channels=1):
+    """Blocks for a kernel that adds up, with at least four numbers a thread where that leaves the grid full."""
+    return blocks(math.ceil(items / 4), channels, REDUCING_BLOCKS)

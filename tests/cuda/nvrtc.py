@@ -1,0 +1,100 @@
+"""NVRTC, CUDA's compiler as a library, through its C interface: no GPU, no driver and no CuPy are needed.
+
+The wheel nvidia-cuda-nvrtc brings it (extra `kernels-ci`); the kernels include no header of CUDA's.
+"""
+
+import ctypes
+import re
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+
+class CompileError(RuntimeError):
+    """The compiler's log."""
+
+
+class Usage(NamedTuple):
+    """What ptxas says of a kernel: registers a thread, bytes of shared memory, bytes spilled to memory and back."""
+
+    registers: int
+    shared: int
+    spills: int
+
+
+def library():
+    """The compiler, or None where the wheels are not installed."""
+    folder = Path(sysconfig.get_path("purelib")) / "nvidia"
+    found = sorted(folder.glob("**/libnvrtc.so.*"))
+    return ctypes.CDLL(str(found[-1])) if found else None
+
+
+def version(nvrtc):
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def compile_cuda(nvrtc, code, architecture, options, names):
+    """Compile to machine code.
+
+    Args:
+        nvrtc: `library()`.
+        code: CUDA C++.
+        architecture: "80" is sm_80.
+        options: the compiler's.
+        names: the kernels that are wanted, each with its template arguments.
+
+    Returns:
+        The size of the machine code in bytes, and each kernel's `Usage` by its name.
+
+    Raises:
+        CompileError: with the compiler's log.
+    """
+    program = ctypes.c_void_p()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
+    try:
+        for name in names:
+            nvrtc.nvrtcAddNameExpression(program, name.encode())
+        wanted = [f"-arch=sm_{architecture}", "--ptxas-options=-v", *options]
+        given = (ctypes.c_char_p * len(wanted))(*(option.encode() for option in wanted))
+        failed = nvrtc.nvrtcCompileProgram(program, len(wanted), given)
+        log = _sized(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).rstrip(b"\0").decode()
+        if failed:
+            raise CompileError(log)
+        code_size = len(_sized(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program))
+        usage = _usage(log)
+        lowered = {}
+        for name in names:
+            symbol = ctypes.c_char_p()
+            if nvrtc.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(symbol)):
+                raise CompileError(f"no kernel {name} came out")
+            lowered[name] = usage[symbol.value.decode()]
+        return code_size, lowered
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _sized(size_of, content_of, program):
+    size = ctypes.c_size_t()
+    size_of(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    content_of(program, buffer)
+    return buffer.raw
+
+
+def _usage(log):
+    """Each kernel's `Usage` by its symbol, from ptxas' report."""
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        symbol = part[: part.index("'")]
+        numbers = {
+            what: sum(map(int, re.findall(pattern, part)))
+            for what, pattern in (
+                ("registers", r"Used (\d+) registers"),
+                ("shared", r"(\d+) bytes smem"),
+                ("spills", r"(\d+) bytes spill"),
+            )
+        }
+        found[symbol] = Usage(**numbers)
+    return found
