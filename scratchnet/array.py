@@ -13,6 +13,7 @@ This is the one file that imports cupy, and it does so only when a GPU is asked 
 """
 
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -74,6 +75,34 @@ def import_cupy():
     return cupy
 
 
+def use_tf32(enabled):
+    """Whether the GPU may round what it multiplies in float32 matrix products to 10 bits, which is much faster (TF32).
+
+    Sums are float32 either way. It takes an Ampere GPU or a newer one; older ones compute in float32.
+
+    Raises:
+        DeviceError: there is no GPU here.
+    """
+    _set_precision(import_cupy(), enabled)
+
+
+def _set_precision(cupy, tf32):
+    linalg = cupy._core._routines_linalg  # CuPy's own switch is CUPY_TF32 in the environment, read once
+    kind = linalg.COMPUTE_TYPE_TF32 if tf32 else linalg.COMPUTE_TYPE_DEFAULT
+    cupy._core.set_compute_type(np.float32, kind)
+
+
+@contextmanager
+def full_precision(xp):
+    """Matrix products of xp, which is CuPy, in float32 whatever `use_tf32` says."""
+    before = xp._core.get_compute_type(np.float32)
+    xp._core.set_compute_type(np.float32, xp._core._routines_linalg.COMPUTE_TYPE_DEFAULT)
+    try:
+        yield
+    finally:
+        xp._core.set_compute_type(np.float32, before)
+
+
 def resolve_device(device):
     """`"auto"`, `"cpu"` or `"cuda"` -> the device to use; auto takes the GPU where there is one that works.
 
@@ -102,7 +131,8 @@ def to_device(thing, device):
         device: `"cpu"` or `"cuda"`.
 
     Returns:
-        The array on that device (itself where it is there already; channel-major memory order is kept), or the module.
+        The array on that device (itself where it is there already; else C-contiguous if it was, else channel-major), or
+        the module.
 
     Raises:
         DeviceError: there is no such device here.
@@ -114,7 +144,7 @@ def to_device(thing, device):
     if device_of(thing) == device:
         return thing
     convert = import_cupy().asarray if device == "cuda" else (lambda array: array.get())
-    return as_images(convert(as_maps(thing))) if thing.ndim > 1 else convert(thing)
+    return convert(thing) if thing.flags.c_contiguous else as_images(convert(as_maps(thing)))
 
 
 def require_device(device):

@@ -25,7 +25,7 @@ import scratchnet as sn
 from models import MobileNetV2
 from models.mobilenetv2 import inverted_residual
 from scratchnet import kernels, layers, slabs
-from scratchnet.array import as_maps
+from scratchnet.array import as_maps, get_array_module
 from scratchnet.kernels import depthwise_norm
 from scratchnet.training.optim import SGD
 
@@ -67,7 +67,7 @@ class Criterion(sn.Module):
 
     def forward(self, x):
         n, classes = getattr(x, "shape", (1, 1))
-        return self.loss(x, np.arange(n) * 2 % classes)
+        return self.loss(x, get_array_module(x).arange(n) * 2 % classes)
 
     def backward(self, dloss):
         return self.loss.backward(dloss)
@@ -590,7 +590,7 @@ def test_every_path_of_a_convolution_is_in_the_table():
 def layer_function(name):
     """The function of this name in a layer's file: what a kernel of this name is a faster version of."""
     files = [import_module(f"scratchnet.layers.{info.name}") for info in pkgutil.iter_modules(layers.__path__)]
-    files.append(import_module("scratchnet.sequential"))  # the shortcut's sum
+    files += [import_module(f"scratchnet.{name}") for name in ("sequential", "training.optim")]  # the shortcut's sum
     found = [vars(file)[name] for file in files if getattr(vars(file).get(name), "__module__", None) == file.__name__]
     assert len(found) == 1, f"{len(found)} files of layers define {name}"
     return found[0]

@@ -1,7 +1,7 @@
-"""Every CUDA kernel, in every instantiation, compiles for GPUs from Turing to Hopper, and keeps its numbers in registers."""
+"""Every CUDA kernel, in every instantiation, compiles for GPUs from Turing to Hopper and keeps its numbers in registers."""
 
+import nvrtc
 import pytest
-from cuda import nvrtc
 
 from scratchnet.kernels import gpu
 

@@ -24,12 +24,22 @@ def register(device, takes):
 
 
 def pick(function, *args):
-    """The fastest version of `function` for these arguments, whose first is an array that says where to compute."""
+    """The fastest version of `function` for these arguments, whose first array says where to compute."""
     if _enabled:
-        for takes, kernel in _kernels.get((function.__name__, array.device_of(args[0])), ()):
+        for takes, kernel in _kernels.get((function.__name__, array.device_of(_first_array(args))), ()):
             if takes(*args):
                 return kernel
     return function
+
+
+def _first_array(args):
+    """The first array among arguments, or in a cache that is one of them."""
+    for arg in args:
+        if array.is_array(arg):
+            return arg
+        if isinstance(arg, tuple) and arg and array.is_array(arg[0]):
+            return arg[0]
+    return None
 
 
 def run(function, *args):

@@ -13,7 +13,7 @@ The gradient of each picture sums to 0: a shift of all logits changes nothing.
 Sources: Goodfellow et al. 2016, §6.2.2.3; label smoothing: Szegedy et al. 2016, §7.
 """
 
-from scratchnet import array
+from scratchnet import array, kernels
 from scratchnet.array import as_images, as_matrix, get_array_module
 from scratchnet.module import Module
 
@@ -73,13 +73,14 @@ class CrossEntropyLoss(Module):
                 f"CrossEntropyLoss: labels are on {array.device_of(labels)} and logits on {array.device_of(logits)}: "
                 f"move the labels with sn.to_device(labels, {array.device_of(logits)!r})"
             )
-        loss, cache = cross_entropy_forward(logits, labels, self.label_smoothing)
+        loss, cache = kernels.run(cross_entropy_forward, logits, labels, self.label_smoothing)
         self.save_cache(cache, loss)
         return loss
 
     def backward(self, dloss=1.0):
         """Return dlogits (N, K), of the loss times `dloss`."""
-        return cross_entropy_backward(float(dloss), self.take_cache())  # a NumPy scalar would make float32 float64
+        dloss = float(dloss)  # a NumPy scalar would make float32 float64
+        return kernels.run(cross_entropy_backward, dloss, self.take_cache())
 
     def _require_labels(self, labels, n, classes):
         if not array.is_array(labels):

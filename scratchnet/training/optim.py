@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchnet import kernels
 from scratchnet.array import device_of, get_array_module, to_device
 from scratchnet.module import Parameter
 
@@ -202,7 +203,8 @@ class SGD(Optimizer):
 
     def _update(self, data, grad, slots, scratch, weight_decay):
         velocity = slots.get("momentum")
-        sgd_update(data, grad, velocity, scratch, self.lr, self.momentum, self.nesterov, weight_decay)
+        options = self.lr, self.momentum, self.nesterov, weight_decay
+        kernels.run(sgd_update, data, grad, velocity, scratch, *options)
 
 
 class Adam(Optimizer):
@@ -217,7 +219,8 @@ class Adam(Optimizer):
 
     def _update(self, data, grad, slots, scratch, weight_decay):
         mean, square = slots["mean"], slots["square"]
-        adam_update(data, grad, mean, square, scratch, self.steps, self.lr, self.betas, self.eps, weight_decay)
+        options = self.steps, self.lr, self.betas, self.eps, weight_decay
+        kernels.run(adam_update, data, grad, mean, square, scratch, *options)
 
 
 class AdamW(Adam):

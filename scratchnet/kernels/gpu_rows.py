@@ -1,0 +1,58 @@
+"""Kernels along the rows of an activation (C, M), as functions of arrays: statistics, sums, normalising, clipping."""
+
+from scratchnet.array import get_array_module
+from scratchnet.kernels.gpu import blocks, launch, reducing, vector
+
+
+def statistics(parts, eps):
+    """Mean, biased variance and 1/√(variance + eps), each (C,), from a kernel's parts (C, blocks, 3)."""
+    mean, var, inv_std = (get_array_module(parts).empty(len(parts), parts.dtype) for _ in range(3))
+    launch("combine_moments", (), blocks(len(parts)), parts, mean, var, inv_std, eps, *parts.shape[:2])
+    return mean, var, inv_std
+
+
+def row_statistics(rows, eps):
+    """`statistics` of the rows (C, M)."""
+    v = vector(rows.shape[1], rows)
+    grid = reducing(rows.shape[1] // v, len(rows))
+    parts = get_array_module(rows).empty((len(rows), grid[0], 3), rows.dtype)
+    launch("row_moments", (v,), grid, rows, parts, rows.shape[1])
+    return statistics(parts, eps)
+
+
+def normalise(rows, mean, inv_std, weight, bias, clip):
+    """Weight · (rows - mean) · inv_std + bias, clipped to [0, 6] or not."""
+    y = get_array_module(rows).empty_like(rows)
+    v = vector(rows.shape[1], rows, y)
+    grid = blocks(rows.shape[1] // v, len(rows))
+    launch("normalise", (v, clip), grid, rows, mean, inv_std, weight, bias, y, rows.shape[1])
+    return y
+
+
+def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
+    """Dx, dweight and dbias of `normalise`; with `clip`, dx without the factor weight · inv_std."""
+    xp, (channels, m) = get_array_module(grad), rows.shape
+    dx = xp.empty_like(rows)
+    v = vector(m, grad, rows, dx)
+    grid = reducing(m // v, channels)
+    parts = xp.empty((channels, grid[0], 2), rows.dtype)
+    launch("row_products", (v, clip), grid, grad, rows, mean, inv_std, weight, bias, parts, m)
+    dweight, dbias = xp.empty(channels, rows.dtype), xp.empty(channels, rows.dtype)
+    launch("combine_products", (), blocks(channels), parts, inv_std, dweight, dbias, channels, grid[0])
+    saved = mean, inv_std, weight, bias, dweight, dbias
+    launch("norm_gradient", (v, clip), blocks(m // v, channels), grad, rows, *saved, dx, m)
+    return dx, dweight, dbias
+
+
+def clip_rows(y, bias):
+    """Y (O, M) becomes clip(y + bias, 0, 6)."""
+    v = vector(y.shape[1], y)
+    launch("clip_rows", (v,), blocks(y.shape[1] // v, len(y)), y, bias, y.shape[1])
+
+
+def row_sums_of(parts):
+    """The sum over blocks of parts (C, blocks, …), as (C, …)."""
+    out = get_array_module(parts).empty((len(parts), *parts.shape[2:]), parts.dtype)
+    width = max(1, out.size // len(parts))
+    launch("combine_sums", (), blocks(out.size), parts, out, *parts.shape[:2], width)
+    return out
