@@ -9,11 +9,10 @@ import sys
 import numpy as np
 import pytest
 from hostmodule import has_compiler
-from test_conformance import EPS32, ROWS, Case, close, each_row, step
+from test_conformance import EPS32, Case, close, each_row, step
 
 import scratchnet as sn
-from models import MobileNetV2
-from scratchnet.array import resolve_device, to_device
+from scratchnet.array import to_device
 from scratchnet.kernels import gpu
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")

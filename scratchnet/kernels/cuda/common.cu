@@ -97,7 +97,8 @@ template <class A> struct Tally {
   }
 };
 
-// The moments of a block's threads, written to its place among the parts (C, blocks, 3).
+// The moments of a block's threads, written to its place among the parts (C, blocks, 3). Only lane 0 ends with all of a
+// warp's: a lane that has none above it adds itself, which nobody reads.
 template <class A> __device__ void write_moments(Moments<A> own, A* parts) {
   SHARED(Moments<A>, of_warps, [32]);
   for (int offset = 16; offset; offset /= 2) {
@@ -105,7 +106,7 @@ template <class A> __device__ void write_moments(Moments<A> own, A* parts) {
     other.count = __shfl_down_sync(0xffffffffu, own.count, offset);
     other.mean = __shfl_down_sync(0xffffffffu, own.mean, offset);
     other.squares = __shfl_down_sync(0xffffffffu, own.squares, offset);
-    if (threadIdx.x % 32 + offset < 32) add_moments(own, other);
+    add_moments(own, other);
   }
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = own;
   __syncthreads();
