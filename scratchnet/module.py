@@ -14,7 +14,7 @@ import copy
 
 import numpy as np
 
-from scratchnet import array
+from scratchnet import array, flat
 from scratchnet.parameter import Parameter as Parameter
 
 
@@ -198,8 +198,8 @@ class Module:
 
     def zero_grad(self):
         """Set every gradient to 0: this opens a training step, since backward only ever adds."""
-        for parameter in self.parameters():
-            parameter.grad[...] = 0
+        for grad in flat.gradients(self.parameters()):
+            grad[...] = 0
 
     def astype(self, dtype):
         """Convert every parameter and floating-point buffer, in place. Returns self."""
@@ -215,7 +215,7 @@ class Module:
             module.drop_cache()
             for name, value in list(vars(module).items()):
                 if isinstance(value, Parameter):
-                    value.data, value.grad = change(value.data), change(value.grad)
+                    value.data, value.grad, value.home = change(value.data), change(value.grad), None
                 elif name in module.buffers:
                     setattr(module, name, change(value))
         return self

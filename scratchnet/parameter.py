@@ -10,7 +10,10 @@ class Parameter:
         data: the values. Optimizers and `load_state_dict` write into this very array.
         grad: ∂loss/∂data, of the same shape; every backward adds to it, `zero_grad` sets it to 0.
         decay: whether weight decay pulls it towards 0 (batch norm's parameters and biases say False).
+        home: the `flat.Flat` that data and grad are views of, or None.
     """
+
+    home = None
 
     def __init__(self, data, *, decay=True, grad=None):
         self.data, self.decay = data, decay

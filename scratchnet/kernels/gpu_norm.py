@@ -37,6 +37,13 @@ def batch_norm_backward(dy, cache):
 
 
 @register("cuda", is_real)
+def track_statistics(running_mean, running_var, batches, mean, var, momentum, count):
+    """One launch."""
+    numbers, channels = (momentum, count / (count - 1)), len(mean)  # (BN.9), (BN.10)
+    launch("track_statistics", (), blocks(channels), running_mean, running_var, batches, mean, var, *numbers, channels)
+
+
+@register("cuda", is_real)
 def relu6_forward(x):
     """Two passes."""
     rows = as_matrix(x)

@@ -186,8 +186,6 @@ class FusedStep(ConvStep):
 class PointwiseStep(FusedStep):
     """A 1×1 convolution that does not narrow, batch norm and ReLU6."""
 
-    differentiate = staticmethod(conv_norm_relu6_backward)
-
     @staticmethod
     def fuses(conv):
         """Whether it is a plain 1×1 convolution: the covariance of x must be the smaller one."""
@@ -197,4 +195,10 @@ class PointwiseStep(FusedStep):
     @staticmethod
     def compute(x, conv, norm):
         """Y, mean, variance and cache."""
-        return conv_norm_relu6_forward(x, conv.weight.data, norm.weight.data, norm.bias.data, norm.eps)
+        parameters = conv.weight.data, norm.weight.data, norm.bias.data
+        return kernels.run(conv_norm_relu6_forward, x, *parameters, norm.eps)
+
+    @staticmethod
+    def differentiate(dy, cache):
+        """Dx and the gradients of the three parameters."""
+        return kernels.run(conv_norm_relu6_backward, dy, cache)

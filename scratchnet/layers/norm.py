@@ -87,6 +87,21 @@ def frozen_batch_norm_backward(dy, cache):
     return as_images(dx, dy), (grad * xhat).sum(axis=1), grad.sum(axis=1)
 
 
+def track_statistics(running_mean, running_var, batches, mean, var, momentum, count):
+    """Take the statistics of one more batch into the running ones, in place.
+
+    Args:
+        running_mean, running_var: (C,).
+        batches: how many there were, a 0-d integer array.
+        mean, var: of the batch, (C,), the variance biased.
+        momentum: the weight of the batch.
+        count: values a channel, more than one.
+    """
+    running_mean += momentum * (mean - running_mean)  # (BN.9)
+    running_var += momentum * (var * (count / (count - 1)) - running_var)  # (BN.10)
+    batches += 1
+
+
 class BatchNorm2d(Module):
     """Batch normalisation of (N, C, H, W) over N, H and W, with running statistics for eval mode.
 
@@ -141,6 +156,5 @@ class BatchNorm2d(Module):
 
     def track(self, mean, var, count):
         """Take the statistics of one more batch, each (C,), of `count` values a channel, into the running ones."""
-        self.running_mean += self.momentum * (mean - self.running_mean)  # (BN.9)
-        self.running_var += self.momentum * (var * (count / (count - 1)) - self.running_var)  # (BN.10)
-        self.num_batches_tracked += 1
+        running = self.running_mean, self.running_var, self.num_batches_tracked
+        kernels.run(track_statistics, *running, mean, var, self.momentum, count)

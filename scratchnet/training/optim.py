@@ -36,6 +36,7 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import device_of, get_array_module, to_device
 from scratchnet.module import Parameter
+from scratchnet.training.storage import storage
 
 
 def sgd_update(data, grad, velocity, scratch, lr, momentum, nesterov, weight_decay):
@@ -95,7 +96,8 @@ def adam_update(data, grad, mean, square, scratch, step, lr, betas, eps, weight_
 class Optimizer:
     """What the optimizers share: named parameters, slots shaped like them, the step count, and saving all of it.
 
-    A parameter's array is updated in place, never replaced: slabs hold views of it.
+    A parameter's array is updated in place, never replaced: slabs hold views of it. (On a GPU it moves once, when the
+    optimizer is made: `flat.py`.)
 
     Args:
         params: Parameters, or (name, Parameter) pairs as `module.named_parameters()` gives them. The names become
@@ -119,12 +121,10 @@ class Optimizer:
         self.lr = lr
         self.weight_decay = self._within("weight_decay", weight_decay, math.inf)
         self.steps = 0
+        self._storage = storage(self.params, slots)
+        self._slots = self._storage.slots
         arrays = {name: parameter.data for name, parameter in self.params.items()}
-        self._slots = {
-            name: {slot: get_array_module(data).zeros_like(data) for slot in slots} for name, data in arrays.items()
-        }
         self._arrays = {name: (type(data), data.dtype, data.shape) for name, data in arrays.items()}
-        self._scratch = _shared_scratch(arrays)
 
     @property
     def lr(self) -> float:
@@ -143,7 +143,7 @@ class Optimizer:
         """
         for name, parameter in self.params.items():
             data = parameter.data
-            if (type(data), data.dtype, data.shape) != self._arrays[name]:
+            if (type(data), data.dtype, data.shape) != self._arrays[name] or not (self._storage.holds(parameter)):
                 raise ValueError(
                     f"{type(self).__name__}: parameter '{name}' changed its device, dtype or shape since the "
                     f"optimizer was made: make the optimizer after .to() and .astype()"
@@ -151,13 +151,12 @@ class Optimizer:
         if self.before_step:
             self.before_step(self)
         self.steps += 1
-        for name, parameter in self.params.items():
-            decay = self.weight_decay if parameter.decay else 0.0
-            self._update(parameter.data, parameter.grad, self._slots[name], self._scratch[name], decay)
+        for data, grad, slots, scratch, decayed in self._storage.parts():
+            self._update(data, grad, slots, scratch, self.weight_decay if decayed else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the slots, "slot/parameter name" -> array, and "step" -> int64 array of shape ()."""
-        state = {key: slot.copy() for key, slot in self._flat_slots()}
+        state = {key: slot.copy() for key, slot in self._named_slots()}
         return state | {"step": np.array(self.steps, np.int64)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -173,14 +172,14 @@ class Optimizer:
         expect(state, self.state_dict(), what)
         if int(state["step"]) < 0:
             raise ValueError(f"{what}: step must be at least 0, got {int(state['step'])}")
-        for key, slot in self._flat_slots():
+        for key, slot in self._named_slots():
             slot[...] = to_device(state[key], device_of(slot))
         self.steps = int(state["step"])
 
     def _update(self, data, grad, slots, scratch, weight_decay) -> None:
         raise NotImplementedError
 
-    def _flat_slots(self) -> Iterator[tuple[str, Any]]:
+    def _named_slots(self) -> Iterator[tuple[str, Any]]:
         for name, slots in self._slots.items():
             for slot, array in slots.items():
                 yield f"{slot}/{name}", array
@@ -248,12 +247,3 @@ def _named(params: Iterable[Any], owner: str) -> dict[str, Any]:
     if not named:
         raise ValueError(f"{owner}: there are no parameters to optimize")
     return named
-
-
-def _shared_scratch(arrays: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Two work arrays shaped like each array, all of them views of one pair as large as the largest."""
-    pools: dict[Any, Any] = {}
-    for data in sorted(arrays.values(), key=lambda array: array.size, reverse=True):
-        pools.setdefault(data.dtype, get_array_module(data).empty((2, data.size), data.dtype))
-    views = {name: pools[data.dtype][:, : data.size] for name, data in arrays.items()}
-    return {name: tuple(row.reshape(arrays[name].shape) for row in view) for name, view in views.items()}

@@ -1,11 +1,13 @@
 // Runs CUDA C++ on the CPU: put before a kernel's source and compiled by g++, it makes every kernel a function of the host.
 //
-// The blocks of a grid run one after the other. The threads of a block are fibers (ucontext), each with a stack of its own,
-// so that a barrier or a shuffle means what it means on a GPU: nobody goes on before all are there. In which order threads
+// The blocks of a grid run one after the other. The threads of a block are fibers, each with a stack of its own, so that a
+// barrier or a shuffle means what it means on a GPU: nobody goes on before all are there. (ucontext makes a fiber; from then
+// on _setjmp and _longjmp switch, which call no operating system.) In which order threads
 // and blocks run is a parameter; where a barrier is missing, the result depends on it. Shared memory is full of NaN at the
 // beginning of every block, so that what nobody wrote is seen.
 #pragma once
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <string.h>
 #include <ucontext.h>
@@ -27,13 +29,12 @@ namespace host {
 enum State { RUNS, AT_BARRIER, IN_WARP, DONE };  // IN_WARP: waits for the other threads of its warp
 
 struct Fiber {
-  ucontext_t context;
-  std::vector<char> stack = std::vector<char>(64 * 1024);
-  unsigned thread = 0;
+  std::vector<char> stack;
+  jmp_buf here;  // where it goes on
   State state = RUNS;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline int current = -1;  // the fiber that runs; -1: threads are plain calls, and nothing may wait
 inline void (*body)() = nullptr;
@@ -47,15 +48,32 @@ inline void wait(State state) {
     error = "a thread waits for others";
     return;
   }
-  Fiber& own = fibers[current];
-  own.state = state;
-  swapcontext(&own.context, &scheduler);
-  thread_index.x = own.thread;
+  fibers[current].state = state;
+  if (!_setjmp(fibers[current].here)) _longjmp(scheduler, 1);
 }
 
+// A fiber's whole life: one thread after the other, of one block after the other.
 inline void run_fiber() {
-  body();
-  fibers[current].state = DONE;
+  for (;;) {
+    body();
+    wait(DONE);
+  }
+}
+
+// Let fiber i run until it waits or is done. By itself: what a function changes behind _setjmp is lost when it returns.
+__attribute__((noinline)) inline void resume(int i) {
+  current = i;
+  thread_index.x = i;
+  Fiber& f = fibers[i];
+  if (_setjmp(scheduler)) return;
+  if (!f.stack.empty()) _longjmp(f.here, 1);
+  f.stack.resize(64 * 1024);
+  static ucontext_t first;
+  getcontext(&first);
+  first.uc_stack.ss_sp = f.stack.data();
+  first.uc_stack.ss_size = f.stack.size();
+  makecontext(&first, run_fiber, 0);
+  setcontext(&first);
 }
 
 // Fills an array of shared memory with NaN (all bits 1) where this block sees it for the first time.
@@ -78,23 +96,10 @@ template <class T> T shuffle(T value, int lane) {
 // Lets every fiber run until it waits or ends, then whoever may go on: first the warps, then, at a barrier, the block.
 inline const char* run_block(const std::vector<int>& order) {
   const size_t n = order.size();
-  for (size_t i = 0; i < n; ++i) {
-    Fiber& f = fibers[i];
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data();
-    f.context.uc_stack.ss_size = f.stack.size();
-    f.context.uc_link = &scheduler;
-    f.thread = i;
-    f.state = RUNS;
-    makecontext(&f.context, run_fiber, 0);
-  }
+  for (size_t i = 0; i < n; ++i) fibers[i].state = RUNS;
   for (;;) {
     for (int i : order)
-      if (fibers[i].state == RUNS) {
-        current = i;
-        thread_index.x = i;
-        swapcontext(&scheduler, &fibers[i].context);
-      }
+      if (fibers[i].state == RUNS) resume(i);
     size_t done = 0;
     bool a_warp_goes_on = false;
     for (size_t first = 0; first < n; first += 32) {
@@ -139,7 +144,7 @@ template <class Call> const char* run(Call& call, const unsigned* size, int orde
   if (n > 1024) return "more than 1024 threads a block";
   if (size[1] > 65535) return "more than 65535 blocks along y";
   const auto threads = in_order(n, order), numbers = in_order(size_t(size[0]) * size[1], order);
-  if (threads_wait && fibers.size() < n) fibers.resize(n);
+  if (threads_wait && fibers.empty()) fibers.resize(1024);  // all at once: a fiber must not move
   error = nullptr;
   for (int number : numbers) {
     ++block_number;
@@ -155,6 +160,7 @@ template <class Call> const char* run(Call& call, const unsigned* size, int orde
     }
     if (error) break;
   }
+  if (error) fibers.clear();  // some are in the middle of the kernel
   return error;
 }
 
