@@ -13,7 +13,7 @@ import numpy as np
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.array import resolve_device
+from scratchnet.array import resolve_device, use_tf32
 from scratchnet.trace import trace
 from scratchnet.training import cifar10, optim, schedule, shapes
 from scratchnet.training.average import WeightAverage
@@ -39,6 +39,7 @@ def main(arguments=None):
     try:
         args = parse(arguments, __doc__)
         device = resolve_device(args.device)
+        set_precision(args.precision, device)
         if args.threads:
             sn.set_num_threads(args.threads)
         if args.eval:
@@ -69,6 +70,14 @@ def main(arguments=None):
     except KeyboardInterrupt:  # before the first step, or while the test runs
         console.say("stopped by SIGINT")
         return 130
+
+
+def set_precision(precision, device):
+    """How exact matrix products are; on a CPU they always are float32."""
+    if device == "cuda":
+        use_tf32(precision == "tf32")
+    elif precision != "float32":
+        raise UsageError(f"--precision {precision} needs a GPU: use --device cuda, or --precision float32")
 
 
 def train(args, data, test, source, device, console):
@@ -183,12 +192,13 @@ def make_trainer(args, data, device, console):
             make_batches(
                 args,
                 training,
+                device=device,
                 augment=args.augment != "none",
                 padding=args.crop_padding,
                 alternate=args.augment == "crop-alternate",
                 drop_last=True,
             ),  # fmt: skip
-            make_batches(args, validation, shuffle=False),
+            make_batches(args, validation, shuffle=False, device=device),
         )
         rate = make_schedule(args, total=args.epochs * len(batches[0]))
         rate(0)  # a bad rate is refused here
@@ -218,7 +228,7 @@ def make_batches(args, dataset, **options):
 
 def evaluate_test(model, args, test, device):
     """The `Evaluation` of the test pictures."""
-    batches = make_batches(args, test, shuffle=False)
+    batches = make_batches(args, test, shuffle=False, device=device)
     return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test)
 
 

@@ -590,7 +590,9 @@ def test_every_path_of_a_convolution_is_in_the_table():
 def layer_function(name):
     """The function of this name in a layer's file: what a kernel of this name is a faster version of."""
     files = [import_module(f"scratchnet.layers.{info.name}") for info in pkgutil.iter_modules(layers.__path__)]
-    files += [import_module(f"scratchnet.{name}") for name in ("sequential", "training.optim")]  # the shortcut's sum
+    files += [
+        import_module(f"scratchnet.{name}") for name in ("sequential", "training.optim", "training.augment")
+    ]  # the shortcut's sum
     found = [vars(file)[name] for file in files if getattr(vars(file).get(name), "__module__", None) == file.__name__]
     assert len(found) == 1, f"{len(found)} files of layers define {name}"
     return found[0]

@@ -13,11 +13,17 @@ from strategies import in_layout
 from test_conformance import EPS32, ROWS, Case, close, each_row, step
 
 import scratchnet as sn
+import train_cifar
 from models import MobileNetV2
 from scratchnet import flat, kernels
-from scratchnet.array import to_device
+from scratchnet.array import full_precision, to_device
 from scratchnet.kernels import gpu
+from scratchnet.training.batches import Batches
+from scratchnet.training.checkpoint import load
+from scratchnet.training.cifar10 import Dataset
+from scratchnet.training.metrics import MetricsLog
 from scratchnet.training.optim import SGD, Adam, AdamW
+from scratchnet.training.shapes import draw_shapes
 from scratchnet.training.trainer import train_step
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
@@ -70,7 +76,7 @@ def test_the_conformance_table(case, dtype, fast):
     }
 
 
-def test_every_kernel_for_the_gpu_is_run_by_a_row_or_a_step(monkeypatch):
+def test_every_kernel_for_the_gpu_is_run_by_a_row_a_step_or_a_batch(monkeypatch):
     ran = set()
     pick = kernels.pick
 
@@ -86,6 +92,7 @@ def test_every_kernel_for_the_gpu_is_run_by_a_row_or_a_step(monkeypatch):
         module.eval().to("cuda")(to_device(x, "cuda"))
     for kind in (SGD, Adam):
         train(kind, "cuda", steps=1)
+    list(batches("cuda", augment=True).epoch(0))
     on_gpu = [(name, kernel) for name, device, kernel in kernels.registered() if device == "cuda"]
     missing = [name for name, kernel in on_gpu if kernel not in ran]
     assert len(on_gpu) > 15 and not missing
@@ -242,3 +249,92 @@ def test_on_the_cpu_nothing_is_laid_side_by_side():
     model = small_network().to("cpu")
     SGD(model.named_parameters(), lr=0.1)
     assert flat.lay_flat(dict(model.named_parameters())) is None and model[0].weight.home is None
+
+
+# Batches made on the device -------------------------------------------------------------------------------------------
+
+
+def batches(device, **options):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (23, 3, 16, 18), dtype=np.uint8)
+    data = Dataset(images, rng.integers(0, 10, 23), tuple("abcdefghij"), "noise")
+    return Batches(data, 7, seed=3, device=device, **options)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"augment": True}, {"augment": True, "alternate": True, "padding": 15}, {"augment": True, "image_size": 24}],
+    ids=str,
+)
+def test_batches_on_the_device_are_those_of_the_cpu(options, fast):
+    sn.use_kernels(fast)
+    for k in (0, 1):
+        pairs = list(zip(batches("cuda", **options).epoch(k), batches("cpu", **options).epoch(k), strict=True))
+        assert len(pairs) == 4
+        for (x, labels), (want_x, want_labels) in pairs:
+            assert x.dtype == np.float32 and x.transpose(1, 2, 3, 0).flags.c_contiguous
+            np.testing.assert_allclose(x.get(), want_x, rtol=0, atol=2e-6)
+            np.testing.assert_array_equal(labels.get(), want_labels)
+
+
+def test_a_batch_copies_its_random_numbers_and_labels_only(standin):
+    made = batches("cuda", augment=True)
+    standin.counts.clear()
+    x, labels = next(iter(made.epoch(0, 3)))  # the last: no other is made ahead
+    assert x.shape == (2, 3, 16, 18) and labels.shape == (2,)
+    assert +standin.counts == {"to device": 2, "launch": 1}
+
+
+def test_the_program_trains_as_on_the_cpu(tmp_path):
+    results, losses = {}, []
+    for device in ("cpu", "cuda"):
+        sn.use_kernels(device == "cuda")
+        arguments = [
+            "--sample",
+            "--device",
+            device,
+            "--width",
+            "0.1",
+            "--out",
+            str(tmp_path / device),
+            "--dropout",
+            "0",
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train_cifar, "draw_shapes", few_shapes)
+            assert (
+                train_cifar.main(
+                    [*arguments, "--epochs", "1", "--lr", "1e-3", "--batch-size", "6", "--checkpoint-every", "3"]
+                )
+                == 0
+            )
+        arrays = load(tmp_path / device / "last.npz")[0]
+        results[device] = {name: value for name, value in arrays.items() if name.startswith("model/")}
+        losses.append(MetricsLog(tmp_path / device / "metrics.csv").rows()[0]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    for name, want in results["cpu"].items():  # float32, with pixels on the kinks: what is exact is tested above
+        got = results["cuda"][name]
+        assert got.dtype == want.dtype and got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=0, atol=0.02 * max(1e-2, np.abs(want).max()), err_msg=name)
+
+
+def few_shapes(seed):
+    train, test = draw_shapes(seed=seed)
+    return tuple(
+        part._replace(images=part.images[:count], labels=part.labels[:count])
+        for part, count in ((train, 20), (test, 6))
+    )
+
+
+def test_a_precision_that_only_a_gpu_has(standin, capsys):
+    assert train_cifar.main(["--device", "cpu", "--precision", "tf32", "--sample"]) == 2
+    assert "--precision tf32 needs a GPU" in capsys.readouterr().err
+    train_cifar.set_precision("tf32", "cuda")
+    assert standin._core.get_compute_type(np.float32) == standin._core._routines_linalg.COMPUTE_TYPE_TF32
+    seen = []
+    with full_precision(standin):
+        seen.append(standin._core.get_compute_type(np.float32))
+    seen.append(standin._core.get_compute_type(np.float32))
+    train_cifar.set_precision("float32", "cuda")
+    assert seen == [1, 7] and standin._core.get_compute_type(np.float32) == 1

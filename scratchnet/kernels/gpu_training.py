@@ -47,3 +47,13 @@ def adam_update(data, grad, mean, square, scratch, step, lr, betas, eps, weight_
     beta1, beta2 = betas
     rates = lr / (1 - beta1**step), beta1, beta2, 1 - beta1, 1 - beta2, 1 / math.sqrt(1 - beta2**step)
     launch("adam", (), blocks(data.size), data, grad, mean, square, *rates, eps, weight_decay, data.size)
+
+
+@register("cuda", lambda images, draws, scale, shift: images.dtype.name == "uint8" and scale.dtype.name == "float32")
+def take_batch(images, draws, scale, shift):
+    """One launch: a thread a pixel of the batch, which looks up where it comes from."""
+    _, channels, h, w = images.shape
+    n = draws.shape[1]
+    out = get_array_module(images).empty((channels, h, w, n), scale.dtype)
+    launch("take_batch", (), blocks(h * w * n, channels), images, draws, scale, shift, out, h, w, n, dtype="float32")
+    return as_images(out)

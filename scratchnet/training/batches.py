@@ -15,7 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from scratchnet.array import as_images, as_maps
+from scratchnet import kernels
+from scratchnet.array import to_device
+from scratchnet.training.augment import draw_crop_flip, normalise, random_crop_flip, resize, take_batch
+from scratchnet.training.augment import resize_matrix as resize_matrix
 from scratchnet.training.cifar10 import MEAN, STD, Dataset
 
 
@@ -42,94 +45,6 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     return part(~held_out), part(held_out)
 
 
-def random_crop_flip(
-    images: np.ndarray, rng: np.random.Generator, padding: int = 4, flip: np.ndarray | None = None
-) -> np.ndarray:
-    """Mirror half of the pictures, then shift each by up to `padding` pixels, what comes in being a reflection.
-
-    This is a random crop from the picture padded by reflection (the edge pixel is not repeated). No padded copy is
-    made: each output pixel looks up which pixel it comes from, and one gather fetches all of them.
-
-    Args:
-        images: (N, C, H, W) uint8 (any dtype works).
-        rng: draws, per picture, whether to flip and the two shifts.
-        padding: pixels, 0 to min(H, W) - 1.
-        flip: (N,) bool, which ones to mirror; drawn where none are given.
-
-    Returns:
-        (N, C, H, W) of the same dtype, channel-major.
-
-    Raises:
-        ValueError: padding is negative, or so large that there is nothing left to reflect.
-    """
-    n, c, h, w = images.shape
-    if not 0 <= padding < min(h, w):
-        raise ValueError(f"random_crop_flip: padding must be 0 to {min(h, w) - 1} for {h}×{w} pictures, got {padding}")
-    mirrored = rng.random(n) < 0.5 if flip is None else flip
-    down, right = rng.integers(-padding, padding + 1, (2, n))
-    rows = _reflect(np.arange(h)[:, None] + down, h)  # (H, N): which row the output row comes from
-    cols = _reflect(np.arange(w)[:, None] + right, w)  # (W, N)
-    cols = np.where(mirrored, w - 1 - cols, cols)
-    source = rows[:, None] * w + cols + np.arange(n) * (c * h * w)  # (H, W, N): offsets of channel 0's pixels
-    planes = np.arange(c)[:, None, None, None] * (h * w)
-    return as_images(np.take(images.reshape(-1), planes + source))  # (C, H, W, N) -> (N, C, H, W)
-
-
-def _reflect(index, size):
-    """Fold indices that lie up to size - 1 outside 0 … size - 1 back in: -1 -> 1, size -> size - 2."""
-    return (size - 1) - np.abs((size - 1) - np.abs(index))
-
-
-def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(x / 255 - mean) / std per channel.
-
-    Args:
-        images: (N, C, H, W) uint8, in any memory order.
-        mean, std: C numbers each, of a range of 1.
-
-    Returns:
-        (N, C, H, W) float32, channel-major; in two passes over it and without another array.
-    """
-    scale = 1 / (255 * np.asarray(std))
-    shift = np.asarray(mean) / std
-    maps = images.transpose(1, 2, 3, 0)  # (N, C, H, W) -> (C, H, W, N)
-    out = np.empty(maps.shape, np.float32)
-    np.multiply(maps, scale.astype(np.float32)[:, None, None, None], out=out)
-    out -= shift.astype(np.float32)[:, None, None, None]
-    return as_images(out)
-
-
-def resize_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """The (size_out, size_in) float64 matrix R whose product with a line of pixels is that line, resized.
-
-    Pixel i of the output has its centre at (i + ½) · size_in / size_out - ½ on the input's axis and mixes the two input
-    pixels around it by their nearness, so a row of R has at most two entries, and they sum to 1. Beyond the outermost
-    centres the edge pixel is repeated. (PyTorch: mode="bilinear", align_corners=False, antialias=False.)
-    """
-    centre = np.maximum((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5, 0)
-    left = centre.astype(np.intp)  # rounds down; at most size_in - 1
-    right = np.minimum(left + 1, size_in - 1)
-    nearness = centre - left
-    matrix = np.zeros((size_out, size_in))
-    i = np.arange(size_out)
-    matrix[i, left] = 1 - nearness
-    matrix[i, right] += nearness
-    return matrix
-
-
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear interpolation of (N, C, H, W) floats to (N, C, size, size), channel-major, of the same dtype.
-
-    Why two matrix products: a bilinear weight is the product of a weight that depends on the row alone and one that
-    depends on the column alone, so a plane X becomes R_h · X · R_wᵀ. Each product treats one axis and takes every
-    picture along; nothing is gathered, and the matrix library does all the work.
-    """
-    n, c, h, w = images.shape
-    r_h, r_w = (resize_matrix(old, size).astype(images.dtype) for old in (h, w))
-    tall = r_h @ as_maps(images).reshape(c, h, w * n)  # (C, H, W·N) -> (C, S, W·N)
-    return as_images(r_w @ tall.reshape(c, size, w, n))  # (C, S, W, N) -> (C, S, S, N)
-
-
 class Batches:
     """The batches of a data set, epoch by epoch; the next one is prepared while the network works on this one.
 
@@ -144,6 +59,8 @@ class Batches:
         shuffle: whether every epoch has its own order; otherwise that of the data set.
         mean, std: per channel, for `normalise`.
         image_size: side in pixels to `resize` to; None keeps the pictures as they are.
+        device: "cuda" keeps all pictures there, as uint8, and makes the batches there from the same random numbers; what is
+            copied for a batch is those numbers and the labels.
         drop_last: leave a shorter last batch out, as in training: batch norm knows little from few pictures, and
             nothing from one. With `shuffle` it leaves out other pictures every epoch.
 
@@ -166,6 +83,7 @@ class Batches:
         std: Sequence[float] = STD,
         image_size: int | None = None,
         drop_last: bool = False,
+        device: str = "cpu",
     ):
         count = len(dataset.images)
         if count != len(dataset.labels):
@@ -181,7 +99,11 @@ class Batches:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.augment, self.shuffle, self.drop_last = augment, shuffle, drop_last
         self.mean, self.std, self.image_size = mean, std, image_size
-        self.padding, self.alternate = padding, alternate
+        self.padding, self.alternate, self.device = padding, alternate, device
+        if device != "cpu":
+            scale, shift = 1 / (255 * np.asarray(std)), np.asarray(mean) / std
+            on_device = dataset.images, scale.astype(np.float32), shift.astype(np.float32)
+            self._images, *self._affine = (to_device(np.ascontiguousarray(array), device) for array in on_device)
         if alternate:  # drawn from another free stream, see `split`
             self._mirrored_first = np.random.default_rng((seed, 0, 0, 2)).random(count) < 0.5
 
@@ -217,11 +139,24 @@ class Batches:
 
     def _batch(self, order, k, b):
         chosen = order[b * self.batch_size : (b + 1) * self.batch_size]
+        rng = np.random.default_rng((self.seed, k, 1 + b))
+        flip = self._mirrored_first[chosen] ^ (k % 2 == 1) if self.alternate else None
+        if self.device != "cpu":
+            return self._batch_on_device(chosen, rng, flip)
         images = self.dataset.images[chosen]
         if self.augment:
-            flip = self._mirrored_first[chosen] ^ (k % 2 == 1) if self.alternate else None
-            images = random_crop_flip(images, np.random.default_rng((self.seed, k, 1 + b)), self.padding, flip)
+            images = random_crop_flip(images, rng, self.padding, flip)
         x = normalise(images, self.mean, self.std)
         if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
             x = resize(x, self.image_size)
         return x, self.dataset.labels[chosen]
+
+    def _batch_on_device(self, chosen, rng, flip):
+        draws = np.zeros((4, len(chosen)), np.int32)
+        draws[0] = chosen
+        if self.augment:
+            draws[1], draws[2:] = draw_crop_flip(len(chosen), rng, self.padding, flip)
+        x = kernels.run(take_batch, self._images, to_device(draws, self.device), *self._affine)
+        if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
+            x = resize(x, self.image_size)
+        return x, to_device(self.dataset.labels[chosen], self.device)

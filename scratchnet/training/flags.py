@@ -103,6 +103,12 @@ def make_parser(description):
     add("--seed", "of the split, the weights, the order, augmentation and dropout", type=int, default=0)
     add = group("machine")
     add("--device", "where to compute", choices=("auto", "cpu", "cuda"), default="auto")
+    add(
+        "--precision",
+        "of matrix products on a GPU: tf32 rounds what is multiplied to 10 bits",
+        choices=("float32", "tf32"),
+        default="float32",
+    )
     add("--threads", "CPU threads (default: the cores that this process may use)", type=int)
     add = group("output")
     add(

@@ -12,12 +12,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 
 SHIM = Path(__file__).with_name("host.h")
 GUARD = 4096  # bytes before and behind every array
+_one_at_a_time = threading.Lock()  # a library has one set of fibers, and ctypes lets other threads run
 _GUARDED = 0xFF  # NaN in every floating-point type
 
 
@@ -90,7 +92,8 @@ class HostKernel:
                 return f"argument {len(values)} has {value.itemsize} bytes, the parameter {width}"
             values.append(value)
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
-        error = self._launch(pointers, size, order, int(threads_wait))
+        with _one_at_a_time:
+            error = self._launch(pointers, size, order, int(threads_wait))
         if error:
             return error.decode()
         for k, (arg, guarded, inside) in enumerate(arrays):
@@ -107,7 +110,8 @@ def _symbol(name):
 @functools.cache
 def _compiled(source, options):
     """The path of the shared library; compiled once, and kept for the next run."""
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-ffp-contract=off", *options]
+    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-ffp-contract=off", "-fno-gnu-unique"]
+    command += options
     key = hashlib.sha256("\0".join([source, SHIM.read_text(), *command]).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"scratchnet-host-kernels-{os.getuid()}"
     folder.mkdir(exist_ok=True)
