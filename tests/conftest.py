@@ -4,6 +4,8 @@ HYPOTHESIS_PROFILE=dev        20 drawn cases a property (the default)
 HYPOTHESIS_PROFILE=ci         200, the same ones every time (the default where CI is set)
 HYPOTHESIS_PROFILE=nightly    5,000, new ones every time, failures kept in .hypothesis
 HYPOTHESIS_PROFILE=mutation   20, the same ones every time, not shrunk: that it fails is all (mutation.py sets it)
+
+SCRATCHNET_REQUIRE_GPU=1      ends the run with exit code 3 where there is no GPU, instead of skipping the tests marked gpu
 """
 
 import os
@@ -13,6 +15,7 @@ from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 import scratchnet as sn
+from scratchnet.array import import_cupy
 from scratchnet.kernels.depthwise import Plan
 
 settings.register_profile("dev", max_examples=20, deadline=None)
@@ -29,6 +32,28 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 def pytest_sessionstart():
     """Forget plans: a mutant is forked from a process that made them already, and is to make its own."""
     Plan.of.cache_clear()
+
+
+def why_no_gpu():
+    """Why the tests marked gpu cannot run here, or None: CuPy can be imported without a GPU, so that is no sign of one."""
+    try:
+        import_cupy()
+    except sn.DeviceError as error:
+        return str(error)
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked gpu where there is none, or end the run where one is required."""
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    required = os.environ.get("SCRATCHNET_REQUIRE_GPU") == "1"
+    if not wanted and not required:
+        return
+    why = why_no_gpu()
+    if why and required:
+        pytest.exit(f"SCRATCHNET_REQUIRE_GPU=1: {why}", returncode=3)
+    for item in wanted if why else ():
+        item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,9 @@
 """What is checked before a kernel is launched: kind, dtype, memory order and alignment of arrays, range of numbers."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,3 +113,13 @@ def test_instantiations():
 )
 def test_grids_depend_on_the_shape_alone(items, channels, want):
     assert gpu.blocks(items, channels) == (want, channels)
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_without_a_gpu_its_tests_are_skipped_or_the_run_fails(required):
+    """A run that was to use a GPU must not look like a success without one."""
+    environment = {**os.environ, "SCRATCHNET_REQUIRE_GPU": str(int(required)), "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "two_runs", "tests/test_gpu.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
+    assert done.returncode == (3 if required else 0), done.stdout + done.stderr
+    assert "device 'cuda' needs" in done.stdout + done.stderr

@@ -1,0 +1,123 @@
+"""On a GPU: what the stand-in shows on any machine, on CuPy itself. `pytest -m gpu`; elsewhere these tests are skipped.
+
+With SCRATCHNET_REQUIRE_GPU=1 a machine without a GPU fails instead (`conftest.py`).
+"""
+
+import copy
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from strategies import in_layout
+from test_conformance import EPS32, Case, close, each_row, step
+
+import scratchnet as sn
+from models import MobileNetV2
+from scratchnet.array import to_device
+from scratchnet.kernels import gpu
+from scratchnet.training.optim import SGD
+from scratchnet.training.trainer import train_step
+
+pytestmark = pytest.mark.gpu
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def case(request):
+    return Case(*request.param)
+
+
+def on_the_host(values):
+    return {name: to_device(value, "cpu") for name, value in values.items()}
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@each_row()
+def test_the_conformance_table(case, dtype, fast):
+    module, x, dy = case.build(dtype)
+    sn.use_kernels(fast)
+    module = copy.deepcopy(module).to("cuda")
+    module.zero_grad()
+    arrays = {"y": module(to_device(x, "cuda"))}
+    arrays["dx"] = module.backward(to_device(dy, "cuda") if dy.ndim else float(dy))
+    arrays |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
+    got = on_the_host(arrays | module.state_dict())
+    sn.use_kernels(False)
+    close(got, step(*case.build(np.float64)), 1e-11 if dtype == np.float64 else 4 * case.row.ulps * EPS32)
+
+
+def train(device, dtype, batch=64, steps=3):
+    rng = np.random.default_rng(4)
+    model = MobileNetV2(10, 0.5, "cifar", dropout=0.2, dtype=dtype, rng=rng).to(device)
+    criterion = sn.CrossEntropyLoss(label_smoothing=0.1)
+    optimizer = SGD(model.named_parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    losses = []
+    for _ in range(steps):
+        x = in_layout(rng.standard_normal((batch, 3, 32, 32)).astype(dtype), "channel-major")
+        labels = to_device(rng.integers(0, 10, batch), device)
+        losses.append(train_step(model, criterion, optimizer, to_device(x, device), labels)[0])
+    return [float(loss) for loss in losses], on_the_host(model.state_dict())
+
+
+def test_training_is_that_of_the_cpu():
+    losses, state = train("cuda", np.float64)
+    want_losses, want = train("cpu", np.float64)
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-8)
+    close(state, want, 1e-6)
+
+
+@pytest.mark.parametrize("batch", [64, 31])
+def test_two_runs_have_the_same_bits(batch):
+    first, second = (train("cuda", np.float32, batch) for _ in range(2))
+    assert first[0] == second[0]
+    assert all(first[1][name].tobytes() == second[1][name].tobytes() for name in first[1])
+
+
+def test_tf32_is_float32_to_ten_bits():
+    from scratchnet.array import use_tf32
+
+    exact, _ = train("cuda", np.float32, steps=1)
+    use_tf32(True)
+    try:
+        rounded, _ = train("cuda", np.float32, steps=1)
+    finally:
+        use_tf32(False)
+    np.testing.assert_allclose(rounded, exact, rtol=1e-2)
+
+
+def test_the_stand_in_has_the_names_of_this_cupy(tmp_path, monkeypatch):
+    make_names = importlib.import_module("make_names")
+    monkeypatch.setattr(make_names, "NAMES", tmp_path / "names.json")
+    make_names.main()
+    here, kept = (json.loads(path.read_text()) for path in (tmp_path / "names.json", HERE / "cuda" / "names.json"))
+    if here["version"] != kept["version"]:
+        pytest.skip(f"names.json is of CuPy {kept['version']}, here is {here['version']}")
+    assert here == kept
+
+
+def test_every_instantiation_loads():
+    import cupy
+
+    for source in sorted({kernel.source for kernel in gpu.kernels().values()}):
+        for dtype in ("float32", "float64", "bfloat16"):
+            module = gpu._module(cupy, source, dtype)
+            for name in gpu.instantiations(source, dtype):
+                assert module.get_function(name).local_size_bytes == 0, f"{name} spills"
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool):
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    code = "import test_gpu, numpy; test_gpu.train('cuda', numpy.float32, batch=7, steps=1)"
+    environment = {"PYTHONPATH": f"{HERE}:{HERE / 'cuda'}:{HERE.parent}", "PATH": "/usr/bin:/bin"}
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
