@@ -66,8 +66,10 @@ def import_cupy():
     try:
         import cupy
     except ImportError as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
+        reason = said[-1] if said else "no reason given"  # CuPy's own message fills a page and ends in the cause
         raise DeviceError(
-            f"device 'cuda' needs CuPy, which cannot be imported ({error}): "
+            f"device 'cuda' needs CuPy, which cannot be imported ({reason}): "
             "install the extra cuda12 or cuda13, or use device 'cpu'"
         ) from None
     if not cupy.cuda.is_available():

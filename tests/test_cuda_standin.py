@@ -172,6 +172,16 @@ def test_dropout_copies_its_mask_as_well(standin):
     assert standin.counts["to device"] == 1
 
 
+def test_arrays_of_both_kinds_are_refused_with_the_way_out():
+    model, x = small_network(), np.zeros((2, 3, 2, 2), np.float32)
+    with pytest.raises(TypeError, match=r"x is on cpu and the parameters are on cuda: move one with sn.to_device"):
+        model(x)
+    with pytest.raises(TypeError, match=r"x is on cuda and the parameters are on cpu: move one with sn.to_device"):
+        small_network().to("cpu")(to_device(x, "cuda"))
+    with pytest.raises(TypeError, match="move the labels with sn.to_device"):
+        sn.CrossEntropyLoss()(to_device(np.zeros((2, 3)), "cuda"), np.zeros(2, np.int64))
+
+
 # Parameters side by side ----------------------------------------------------------------------------------------------
 
 

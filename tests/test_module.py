@@ -617,6 +617,25 @@ def test_cuda_without_cupy_is_one_line_that_names_the_extra(no_cupy):
     assert all(net.state_dict()[name] is value for name, value in arrays.items())
 
 
+def test_a_cupy_that_does_not_load_is_one_line_with_the_cause(monkeypatch):
+    page = (
+        f"{'=' * 64}\nFailed to import CuPy.\n\nOriginal error:\n  ImportError: libcublas.so.12 is missing\n{'=' * 64}"
+    )
+
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "cupy":
+                raise ImportError(page)
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(
+        sn.DeviceError, match=r"imported \(ImportError: libcublas.so.12 is missing\): install"
+    ) as caught:
+        array.resolve_device("cuda")
+    assert "\n" not in str(caught.value)
+
+
 def test_cuda_without_a_gpu_says_so(fake_cupy):
     message = "^device 'cuda' needs an NVIDIA GPU with its driver, and CuPy finds none: use device 'cpu'$"
     with pytest.raises(sn.DeviceError, match=message):
