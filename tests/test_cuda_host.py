@@ -16,7 +16,8 @@ from scratchnet.kernels import gpu
 from scratchnet.layers.activation import relu6_backward, relu6_forward
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward, grouped_backward, grouped_forward
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
-from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward
+from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward, track_statistics
+from scratchnet.training.augment import draw_crop_flip, normalise, random_crop_flip
 from scratchnet.training.optim import adam_update, sgd_update
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
@@ -306,6 +307,34 @@ def test_adam(run, rng, m, step, decay):
         close(got, expected, 4 * RTOL[run.dtype])
 
 
+@given(launchers, rngs(), st.integers(1, 80), st.sampled_from([0.1, 1.0]), st.integers(2, 9))
+def test_running_statistics(run, rng, channels, momentum, count):
+    running_mean, mean = rng.standard_normal((2, channels)).astype(run.dtype)
+    running_var, var = rng.uniform(0.1, 2, (2, channels)).astype(run.dtype)
+    counter = np.array([7])
+    want = running_mean.copy(), running_var.copy(), counter.copy()
+    track_statistics(*want, mean, var, momentum, count)
+    numbers = momentum, count / (count - 1)
+    run("track_statistics", (), 1, running_mean, running_var, counter, mean, var, *numbers, channels)
+    close(running_mean, want[0], RTOL[run.dtype])
+    close(running_var, want[1], RTOL[run.dtype])
+    assert counter == want[2] == 8
+
+
+@given(launchers, rngs(), st.integers(1, 9), st.integers(2, 9), st.integers(2, 9), st.integers(1, 40))
+def test_take_batch(run, rng, total, h, w, n):
+    """Against the functions that the CPU uses, with the largest padding that is legal."""
+    images = rng.integers(0, 256, (total, 3, h, w), dtype=np.uint8)
+    chosen, padding, mean, std = rng.integers(0, total, n), min(h, w) - 1, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    want = normalise(random_crop_flip(images[chosen], np.random.default_rng(5), padding), mean, std)
+    draws = np.zeros((4, n), np.int32)
+    draws[0], (draws[1], draws[2:]) = chosen, draw_crop_flip(n, np.random.default_rng(5), padding, None)
+    scale, shift = (1 / (255 * np.array(std))).astype(run.dtype), (np.array(mean) / std).astype(run.dtype)
+    out = run.empty(3, h, w, n)
+    run("take_batch", (), 3, images, draws, scale, shift, out, h, w, n)
+    np.testing.assert_allclose(as_images(out), want, rtol=0, atol=2e-6)
+
+
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 DEPTHWISE = Geometry(3, 1, 1, 3, (6, 5), (3, 3), (2, 3), (1, 2), (1, 2))
@@ -313,7 +342,11 @@ NORM, CLIPPED = (test_batch_norm, (3, 70, False, 0.0)), (test_batch_norm_with_re
 CONVOLVED, ROWS = (test_depthwise, (DEPTHWISE, 33, 2, True)), (test_rectifiers_and_rows, (3, 72, True))
 COPIED, FOLDED = (test_im2col_and_back, (DEPTHWISE, 33, 2)), (test_batch_norm_inside_a_weight, (3, 70, 5))
 LOSS, SGD = (test_cross_entropy, (70, 5, 0.1, False)), (test_sgd, (150, 0.9, True, 0.3))
-ADAM = test_adam, (150, 2, 0.3)
+ADAM, TRACK, BATCH = (
+    (test_adam, (150, 2, 0.3)),
+    (test_running_statistics, (70, 0.1, 3)),
+    (test_take_batch, (4, 5, 7, 33)),
+)
 
 FAULTS = [  # (file, what stands there, what is put there instead, which test with which arguments sees it)
     ("common", "  __syncthreads();\n  if (threadIdx.x == 0)\n    for", "  if (threadIdx.x == 0)\n    for", NORM),
@@ -347,6 +380,11 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("optimizer", "g + momentum * v : v", "g + momentum * g : v", SGD),
     ("optimizer", "(sqrt(second) * inv_root + eps)", "(sqrt(second) * inv_root)", ADAM),
     ("optimizer", "rest2 * g * g", "rest2 * g", ADAM),
+    ("reduce", "if (c == 0) ++*counter;", "++*counter;", TRACK),
+    ("reduce", "var[c] * unbiased - running_var[c]", "var[c] - running_var[c]", TRACK),
+    ("augment", "folded < 0 ? -folded : folded", "folded", BATCH),
+    ("augment", "from_column = w - 1 - from_column", "from_column = w - from_column", BATCH),
+    ("augment", "draws[picture] * gridDim.y", "draws[0] * gridDim.y", BATCH),
 ]  # fmt: skip
 
 
