@@ -189,15 +189,7 @@ def make_trainer(args, data, device, console):
         model = make_model(args, rng).to(device)
         training, validation = split(data, VALIDATION, args.seed)
         batches = (
-            make_batches(
-                args,
-                training,
-                device=device,
-                augment=args.augment != "none",
-                padding=args.crop_padding,
-                alternate=args.augment == "crop-alternate",
-                drop_last=True,
-            ),  # fmt: skip
+            make_batches(args, training, device=device, drop_last=True, **make_augmentation(args)),
             make_batches(args, validation, shuffle=False, device=device),
         )
         rate = make_schedule(args, total=args.epochs * len(batches[0]))
@@ -224,6 +216,12 @@ def make_batches(args, dataset, **options):
     mean, std = NORMALISE[args.normalise]
     size = {"batch_size": args.batch_size, "image_size": args.image_size}
     return Batches(dataset, seed=args.seed, mean=mean, std=std, **size | options)
+
+
+def make_augmentation(args):
+    """What happens to the training pictures, as options of `Batches`."""
+    alternate = args.augment == "crop-alternate"
+    return {"augment": args.augment != "none", "padding": args.crop_padding, "alternate": alternate}
 
 
 def evaluate_test(model, args, test, device):

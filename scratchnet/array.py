@@ -98,7 +98,7 @@ def _set_precision(cupy, tf32):
 def full_precision(xp):
     """Matrix products of xp, which is CuPy, in float32 whatever `use_tf32` says."""
     before = xp._core.get_compute_type(np.float32)
-    xp._core.set_compute_type(np.float32, xp._core._routines_linalg.COMPUTE_TYPE_DEFAULT)
+    _set_precision(xp, tf32=False)
     try:
         yield
     finally:

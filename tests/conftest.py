@@ -15,6 +15,7 @@ from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 import scratchnet as sn
+from scratchnet import kernels
 from scratchnet.array import import_cupy
 from scratchnet.kernels.depthwise import Plan
 
@@ -77,3 +78,17 @@ def torch():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # on pictures this small a second thread only waits
     return torch
+
+
+@pytest.fixture
+def kernels_that_ran(monkeypatch):
+    """The set of functions that `kernels.pick` has found since the test began."""
+    ran, pick = set(), kernels.pick
+
+    def watch(function, *args):
+        found = pick(function, *args)
+        ran.add(found)
+        return found
+
+    monkeypatch.setattr(kernels, "pick", watch)
+    return ran

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchnet.training import batches
-from scratchnet.training.batches import Batches, normalise, random_crop_flip, resize, resize_matrix, split
+from scratchnet.training.augment import normalise, random_crop_flip, resize, resize_matrix
+from scratchnet.training.batches import Batches, split
 from scratchnet.training.cifar10 import Dataset
 
 

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from device import on_the_host, step_on_the_device
 from hostmodule import has_compiler
 from strategies import in_layout
 from test_conformance import EPS32, ROWS, Case, close, each_row, step
@@ -48,20 +49,6 @@ def case(request):
     return Case(*request.param)
 
 
-def on_the_host(values):
-    return {name: to_device(value, "cpu") for name, value in values.items()}
-
-
-def step_on_the_device(module, x, dy):
-    """As `test_conformance.step`, on the device."""
-    module = copy.deepcopy(module).to("cuda")
-    x, dy = to_device(x, "cuda"), to_device(dy, "cuda") if dy.ndim else float(dy)
-    module.zero_grad()
-    arrays = {"y": module(x), "dx": module.backward(dy)}
-    arrays |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    return on_the_host(arrays | module.state_dict())
-
-
 @pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @each_row()
@@ -76,15 +63,7 @@ def test_the_conformance_table(case, dtype, fast):
     }
 
 
-def test_every_kernel_for_the_gpu_is_run_by_a_row_a_step_or_a_batch(monkeypatch):
-    ran = set()
-    pick = kernels.pick
-
-    def watch(function, *args):
-        ran.add(pick(function, *args))
-        return pick(function, *args)
-
-    monkeypatch.setattr(kernels, "pick", watch)
+def test_every_kernel_for_the_gpu_is_run_by_a_row_a_step_or_a_batch(kernels_that_ran):
     for row in ROWS:
         for mode in ("train", "eval"):
             step_on_the_device(*Case(row, mode).build(np.float32))
@@ -94,7 +73,7 @@ def test_every_kernel_for_the_gpu_is_run_by_a_row_a_step_or_a_batch(monkeypatch)
         train(kind, "cuda", steps=1)
     list(batches("cuda", augment=True).epoch(0))
     on_gpu = [(name, kernel) for name, device, kernel in kernels.registered() if device == "cuda"]
-    missing = [name for name, kernel in on_gpu if kernel not in ran]
+    missing = [name for name, kernel in on_gpu if kernel not in kernels_that_ran]
     assert len(on_gpu) > 15 and not missing
 
 

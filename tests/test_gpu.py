@@ -3,7 +3,6 @@
 With SCRATCHNET_REQUIRE_GPU=1 a machine without a GPU fails instead (`conftest.py`).
 """
 
-import copy
 import importlib
 import json
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device import on_the_host, step_on_the_device
 from strategies import in_layout
 from test_conformance import EPS32, Case, close, each_row, step
 
@@ -32,22 +32,13 @@ def case(request):
     return Case(*request.param)
 
 
-def on_the_host(values):
-    return {name: to_device(value, "cpu") for name, value in values.items()}
-
-
 @pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @each_row()
 def test_the_conformance_table(case, dtype, fast):
     module, x, dy = case.build(dtype)
     sn.use_kernels(fast)
-    module = copy.deepcopy(module).to("cuda")
-    module.zero_grad()
-    arrays = {"y": module(to_device(x, "cuda"))}
-    arrays["dx"] = module.backward(to_device(dy, "cuda") if dy.ndim else float(dy))
-    arrays |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    got = on_the_host(arrays | module.state_dict())
+    got = step_on_the_device(module, x, dy)
     sn.use_kernels(False)
     close(got, step(*case.build(np.float64)), 1e-11 if dtype == np.float64 else 4 * case.row.ulps * EPS32)
 

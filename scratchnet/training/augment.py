@@ -31,9 +31,7 @@ def random_crop_flip(
         ValueError: padding is negative, or so large that there is nothing left to reflect.
     """
     n, c, h, w = images.shape
-    if not 0 <= padding < min(h, w):
-        raise ValueError(f"random_crop_flip: padding must be 0 to {min(h, w) - 1} for {h}×{w} pictures, got {padding}")
-    mirrored, (down, right) = draw_crop_flip(n, rng, padding, flip)
+    mirrored, (down, right) = draw_crop_flip(images.shape, rng, padding, flip)
     rows = _reflect(np.arange(h)[:, None] + down, h)  # (H, N): which row the output row comes from
     cols = _reflect(np.arange(w)[:, None] + right, w)  # (W, N)
     cols = np.where(mirrored, w - 1 - cols, cols)
@@ -42,8 +40,11 @@ def random_crop_flip(
     return as_images(np.take(images.reshape(-1), planes + source))  # (C, H, W, N) -> (N, C, H, W)
 
 
-def draw_crop_flip(n, rng, padding, flip):
-    """Which of n pictures to mirror, (N,) bool, and how many pixels to shift them down and right, (2, N)."""
+def draw_crop_flip(shape, rng, padding, flip):
+    """Which of (N, C, H, W) pictures to mirror, (N,) bool, and how many pixels to shift them down and right, (2, N)."""
+    n, _, h, w = shape
+    if not 0 <= padding < min(h, w):
+        raise ValueError(f"random_crop_flip: padding must be 0 to {min(h, w) - 1} for {h}×{w} pictures, got {padding}")
     return rng.random(n) < 0.5 if flip is None else flip, rng.integers(-padding, padding + 1, (2, n))
 
 
@@ -84,13 +85,17 @@ def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     Returns:
         (N, C, H, W) float32, channel-major; in two passes over it and without another array.
     """
-    scale = 1 / (255 * np.asarray(std))
-    shift = np.asarray(mean) / std
+    scale, shift = affine(mean, std)
     maps = images.transpose(1, 2, 3, 0)  # (N, C, H, W) -> (C, H, W, N)
     out = np.empty(maps.shape, np.float32)
-    np.multiply(maps, scale.astype(np.float32)[:, None, None, None], out=out)
-    out -= shift.astype(np.float32)[:, None, None, None]
+    np.multiply(maps, scale[:, None, None, None], out=out)
+    out -= shift[:, None, None, None]
     return as_images(out)
+
+
+def affine(mean, std):
+    """Scale and shift, (C,) float32 each, with which (x / 255 - mean) / std is x · scale - shift."""
+    return (1 / (255 * np.asarray(std))).astype(np.float32), (np.asarray(mean) / std).astype(np.float32)
 
 
 def resize_matrix(size_in: int, size_out: int) -> np.ndarray:

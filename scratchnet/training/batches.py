@@ -17,8 +17,7 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import to_device
-from scratchnet.training.augment import draw_crop_flip, normalise, random_crop_flip, resize, take_batch
-from scratchnet.training.augment import resize_matrix as resize_matrix
+from scratchnet.training.augment import affine, draw_crop_flip, normalise, random_crop_flip, resize, take_batch
 from scratchnet.training.cifar10 import MEAN, STD, Dataset
 
 
@@ -101,9 +100,8 @@ class Batches:
         self.mean, self.std, self.image_size = mean, std, image_size
         self.padding, self.alternate, self.device = padding, alternate, device
         if device != "cpu":
-            scale, shift = 1 / (255 * np.asarray(std)), np.asarray(mean) / std
-            on_device = dataset.images, scale.astype(np.float32), shift.astype(np.float32)
-            self._images, *self._affine = (to_device(np.ascontiguousarray(array), device) for array in on_device)
+            on_device = np.ascontiguousarray(dataset.images), *affine(mean, std)
+            self._images, *self._affine = (to_device(array, device) for array in on_device)
         if alternate:  # drawn from another free stream, see `split`
             self._mirrored_first = np.random.default_rng((seed, 0, 0, 2)).random(count) < 0.5
 
@@ -141,22 +139,21 @@ class Batches:
         chosen = order[b * self.batch_size : (b + 1) * self.batch_size]
         rng = np.random.default_rng((self.seed, k, 1 + b))
         flip = self._mirrored_first[chosen] ^ (k % 2 == 1) if self.alternate else None
-        if self.device != "cpu":
-            return self._batch_on_device(chosen, rng, flip)
-        images = self.dataset.images[chosen]
-        if self.augment:
-            images = random_crop_flip(images, rng, self.padding, flip)
-        x = normalise(images, self.mean, self.std)
-        if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
-            x = resize(x, self.image_size)
-        return x, self.dataset.labels[chosen]
-
-    def _batch_on_device(self, chosen, rng, flip):
-        draws = np.zeros((4, len(chosen)), np.int32)
-        draws[0] = chosen
-        if self.augment:
-            draws[1], draws[2:] = draw_crop_flip(len(chosen), rng, self.padding, flip)
-        x = kernels.run(take_batch, self._images, to_device(draws, self.device), *self._affine)
+        x = (self._on_cpu if self.device == "cpu" else self._on_device)(chosen, rng, flip)
         if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
             x = resize(x, self.image_size)
         return x, to_device(self.dataset.labels[chosen], self.device)
+
+    def _on_cpu(self, chosen, rng, flip):
+        images = self.dataset.images[chosen]
+        if self.augment:
+            images = random_crop_flip(images, rng, self.padding, flip)
+        return normalise(images, self.mean, self.std)
+
+    def _on_device(self, chosen, rng, flip):
+        draws = np.zeros((4, len(chosen)), np.int32)
+        draws[0] = chosen
+        if self.augment:
+            shape = len(chosen), *self.dataset.images.shape[1:]
+            draws[1], draws[2:] = draw_crop_flip(shape, rng, self.padding, flip)
+        return kernels.run(take_batch, self._images, to_device(draws, self.device), *self._affine)

@@ -21,7 +21,7 @@ def bad_parameter(named_parameters) -> str | None:
     are looked at first: they are finite where every number is, unless they overflow.
     """
     parameters = list(named_parameters)
-    if math.isfinite(sum(float(p.grad.sum()) + float(p.data.sum()) for _, p in parameters)):
+    if math.isfinite(float(sum(p.grad.sum() + p.data.sum() for _, p in parameters))):  # one wait on a GPU
         return None
     for name, parameter in reversed(parameters):
         for what, array in (("the gradient of ", parameter.grad), ("", parameter.data)):

@@ -143,7 +143,7 @@ class Optimizer:
         """
         for name, parameter in self.params.items():
             data = parameter.data
-            if (type(data), data.dtype, data.shape) != self._arrays[name] or not (self._storage.holds(parameter)):
+            if (type(data), data.dtype, data.shape) != self._arrays[name] or not self._storage.holds(parameter):
                 raise ValueError(
                     f"{type(self).__name__}: parameter '{name}' changed its device, dtype or shape since the "
                     f"optimizer was made: make the optimizer after .to() and .astype()"
