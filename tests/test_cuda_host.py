@@ -328,7 +328,7 @@ def test_take_batch(run, rng, total, h, w, n):
     chosen, padding, mean, std = rng.integers(0, total, n), min(h, w) - 1, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     want = normalise(random_crop_flip(images[chosen], np.random.default_rng(5), padding), mean, std)
     draws = np.zeros((4, n), np.int32)
-    draws[0], (draws[1], draws[2:]) = chosen, draw_crop_flip(n, np.random.default_rng(5), padding, None)
+    draws[0], (draws[1], draws[2:]) = chosen, draw_crop_flip((n, 3, h, w), np.random.default_rng(5), padding, None)
     scale, shift = (1 / (255 * np.array(std))).astype(run.dtype), (np.array(mean) / std).astype(run.dtype)
     out = run.empty(3, h, w, n)
     run("take_batch", (), 3, images, draws, scale, shift, out, h, w, n)
