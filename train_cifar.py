@@ -13,7 +13,7 @@ import numpy as np
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.array import resolve_device, use_tf32
+from scratchnet.array import bfloat16_dtype, resolve_device, use_tf32
 from scratchnet.trace import trace
 from scratchnet.training import cifar10, optim, schedule, shapes
 from scratchnet.training.average import WeightAverage
@@ -73,9 +73,11 @@ def main(arguments=None):
 
 
 def set_precision(precision, device):
-    """How exact matrix products are; on a CPU they always are float32."""
+    """How exact matrix products and activations are; on a CPU they always are float32."""
     if device == "cuda":
         use_tf32(precision == "tf32")
+        if precision == "bf16":
+            bfloat16_dtype()
     elif precision != "float32":
         raise UsageError(f"--precision {precision} needs a GPU: use --device cuda, or --precision float32")
 
@@ -214,8 +216,8 @@ def make_model(args, rng):
 def make_batches(args, dataset, **options):
     """Batches of a data set."""
     mean, std = NORMALISE[args.normalise]
-    size = {"batch_size": args.batch_size, "image_size": args.image_size}
-    return Batches(dataset, seed=args.seed, mean=mean, std=std, **size | options)
+    form = {"batch_size": args.batch_size, "image_size": args.image_size, "bfloat16": args.precision == "bf16"}
+    return Batches(dataset, seed=args.seed, mean=mean, std=std, **form | options)
 
 
 def make_augmentation(args):

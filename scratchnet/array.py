@@ -77,6 +77,24 @@ def import_cupy():
     return cupy
 
 
+def bfloat16_dtype():
+    """NumPy's dtype for the upper half of a float32: its range, and 8 bits of precision.
+
+    Raises:
+        DeviceError: ml_dtypes, which NumPy and CuPy have it from, is not installed.
+    """
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        raise DeviceError("bfloat16 needs ml_dtypes: install the extra bf16, or use --precision tf32") from None
+    return np.dtype(bfloat16)
+
+
+def is_bfloat16(x):
+    """Whether an array's numbers are stored in 16 bits. `scratchnet.kernels.gpu_stored` says what then computes."""
+    return x.dtype.name == "bfloat16"
+
+
 def use_tf32(enabled):
     """Whether the GPU may round what it multiplies in float32 matrix products to 10 bits, which is much faster (TF32).
 
@@ -162,7 +180,7 @@ def same_kind(x, parameter):
             f"x is on {device_of(x)} and the parameters are on {device_of(parameter)}: "
             f"move one with sn.to_device(x, {device_of(parameter)!r}) or module.to({device_of(x)!r})"
         )
-    if x.dtype != parameter.dtype:
+    if x.dtype != parameter.dtype and not (is_bfloat16(x) and parameter.dtype == np.float32):
         return (
             f"x is {x.dtype} and the parameters are {parameter.dtype}: "
             f"convert one with x.astype({str(parameter.dtype)!r}) or module.astype({str(x.dtype)!r})"

@@ -14,7 +14,7 @@ import copy
 
 import numpy as np
 
-from scratchnet import array, flat
+from scratchnet import array, flat, kernels
 from scratchnet.parameter import Parameter as Parameter
 
 
@@ -25,12 +25,14 @@ class Module:
         training: True after `train()` (the default), False after `eval()`.
         saves: whether forward keeps a cache for backward.
         channelwise: row c of y needs row c of x only, so that `slabs` may compute some rows at a time.
+        takes_bfloat16: whether x may be stored in bfloat16, on a GPU, with parameters in float32.
         buffers: names of the arrays that belong to the state but are not trained, such as running statistics.
     """
 
     training = True
     saves = True
     channelwise = False
+    takes_bfloat16 = False
     buffers: tuple[str, ...] = ()
     _cache = None
 
@@ -103,13 +105,17 @@ class Module:
             raise ValueError(f"{self.name}: expected {shape[1]} {what}, got x of shape {x.shape}")
         if x.size == 0:
             raise ValueError(f"{self.name}: x of shape {x.shape} is empty, expected at least one picture")
-        if x.dtype.kind not in "fc":
+        if not (x.dtype.kind in "fc" or array.is_bfloat16(x) and self._has_bfloat16_kernels(x)):
+            where = " without a kernel for it" if array.is_bfloat16(x) else ""
             raise TypeError(
-                f"{self.name}: expected floating-point x, got {x.dtype}: convert it with x.astype('float32')"
+                f"{self.name}: expected floating-point x, got {x.dtype}{where}: convert it with x.astype('float32')"
             )
         own = next((value for value in vars(self).values() if isinstance(value, Parameter)), None)
         if own is not None and (problem := array.same_kind(x, own.data)):
             raise TypeError(f"{self.name}: {problem}")
+
+    def _has_bfloat16_kernels(self, x):
+        return self.takes_bfloat16 and kernels.enabled() and array.device_of(x) == "cuda"
 
     @property
     def name(self):

@@ -9,6 +9,7 @@ SCRATCHNET_REQUIRE_GPU=1      ends the run with exit code 3 where there is no GP
 """
 
 import os
+import sys
 
 import pytest
 from hypothesis import Phase, settings
@@ -17,6 +18,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 import scratchnet as sn
 from scratchnet import kernels
 from scratchnet.array import import_cupy
+from scratchnet.kernels import gpu
 from scratchnet.kernels.depthwise import Plan
 
 settings.register_profile("dev", max_examples=20, deadline=None)
@@ -78,6 +80,19 @@ def torch():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # on pictures this small a second thread only waits
     return torch
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    """The stand-in in CuPy's place, and grids so small that the loops in the kernels wrap."""
+    import standin
+
+    monkeypatch.setitem(sys.modules, "cupy", standin)
+    for name, size in (("THREADS", 32), ("BLOCKS", 6), ("REDUCING_BLOCKS", 6)):
+        monkeypatch.setattr(gpu, name, size)
+    standin.counts.clear()
+    yield standin
+    standin.counts.clear()
 
 
 @pytest.fixture

@@ -1,19 +1,33 @@
 """Storage in bfloat16: the numbers are rounded to 8 bits where they lie in memory, and nowhere else.
 
-NumPy has no bfloat16: here it is a uint16, the upper half of a float32.
+NumPy has no bfloat16. The kernels are tested on uint16, the upper half of a float32, and rounded here by integer
+arithmetic; the layers on ml_dtypes', as CuPy has it.
 """
+
+import sys
 
 import numpy as np
 import pytest
+from device import on_the_host, step_on_the_device, train_on_a_few_shapes
 from hostmodule import HostModule, has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import rngs
+from strategies import in_layout, rngs
+from test_conformance import ROWS, Case, close, step
 
+import scratchnet as sn
+import train_cifar
+from models import MobileNetV2
+from scratchnet.array import bfloat16_dtype, to_device
 from scratchnet.kernels import gpu
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward
+from scratchnet.training.checkpoint import load
+from scratchnet.training.metrics import MetricsLog
+from scratchnet.training.optim import SGD
+from scratchnet.training.trainer import train_step
 
+pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
 
 HALF_ULP = 2.0**-8  # of a number in bfloat16, relative, at most
@@ -102,3 +116,111 @@ def test_depthwise(rng, channels, n, k, stride):
     launch("depthwise_weight_gradient", (group,), channels, dy, x, parts, *sizes)
     launch("combine_sums", (), 1, parts, dweight, channels, 2, k * k)
     np.testing.assert_allclose(dweight.reshape(weight.shape), want_dweight, rtol=0, atol=1e-5 * dy[0].size)
+
+
+# The layers, and training, on the stand-in ------------------------------------------------------------------------------
+
+TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the largest number an array may be off
+    "pointwise, stride": 1,
+    "dense, no bias": 1,
+    "depthwise, more than 64 pixels": 1,
+    "batch norm": 1,
+    "batch norm, one channel": 1,
+    "ReLU6": 1,
+    "ReLU6 of features": 1,
+    "global average pool": 1,
+    "sequential, empty": 1,
+    "residual, empty": 1,
+    "residual in slabs": 2,
+    "block with shortcut": 16,
+    "block, stride": 16,
+    "block in slabs": 16,
+}
+
+
+def halved(x):
+    """Rounded to bfloat16, channel-major."""
+    return in_layout(x.astype(bfloat16_dtype()), "channel-major") if x.ndim else x
+
+
+def case_in_bfloat16(row, mode):
+    """Module in float32, x and dy in what it takes."""
+    module, x, dy = Case(row, mode).build(np.float32)
+    return module, halved(x), dy if "global" in row.name else halved(dy)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in TAKEN], ids=lambda row: row.name)
+def test_layers_compute_on_it(standin, row, mode):
+    module, x, dy = case_in_bfloat16(row, mode)
+    got = step_on_the_device(module, x, dy)
+    sn.use_kernels(False)
+    want = step(Case(row, mode).build(np.float64)[0], x.astype(np.float64), dy.astype(np.float64))
+    assert got["dx"].dtype == x.dtype and got["y"].dtype == dy.dtype
+    assert {value.dtype.name for name, value in got.items() if name not in ("y", "dx")} <= {"float32", "int64"}
+    close(got, want, TAKEN[row.name] * HALF_ULP)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name not in TAKEN], ids=lambda row: row.name)
+def test_what_has_no_kernel_for_it_says_so(standin, row):
+    with pytest.raises(TypeError, match="got bfloat16 without a kernel for it: convert it with x.astype"):
+        step_on_the_device(*case_in_bfloat16(row, "train"))
+
+
+def test_on_a_cpu_and_without_kernels_it_is_refused(standin):
+    module, x = sn.ReLU6(), halved(np.ones((2, 3, 4, 5), np.float32))
+    with pytest.raises(TypeError, match="ReLU6: expected floating-point x, got bfloat16 without a kernel"):
+        module(x)
+    sn.use_kernels(False)
+    with pytest.raises(TypeError, match="ReLU6: expected floating-point x, got bfloat16 without a kernel"):
+        module(to_device(x, "cuda"))
+
+
+def test_parameters_other_than_float32_are_refused(standin):
+    norm = sn.BatchNorm2d(3, dtype=np.float64).to("cuda")
+    with pytest.raises(TypeError, match="x is bfloat16 and the parameters are float64"):
+        norm(to_device(halved(np.ones((2, 3, 4, 5), np.float32)), "cuda"))
+
+
+def steps(standin, steps, stored=True):
+    """Losses, state and counts of the last step of a narrow MobileNetV2."""
+    rng = np.random.default_rng(4)
+    model = MobileNetV2(10, 0.1, "cifar", dropout=0.0, rng=rng).to("cuda")
+    criterion, optimizer = sn.CrossEntropyLoss(0.1), SGD(model.named_parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(steps):
+        x, labels = rng.standard_normal((16, 3, 16, 16)).astype(np.float32), rng.integers(0, 10, 16)
+        x = halved(x) if stored else in_layout(x, "channel-major")
+        standin.counts.clear()
+        losses.append(train_step(model, criterion, optimizer, to_device(x, "cuda"), to_device(labels, "cuda"))[0])
+    counts = dict(standin.counts)
+    return [float(loss) for loss in losses], on_the_host(model.state_dict()), counts
+
+
+def test_training(standin, capsys):
+    """Losses close to float32's: gradients of a network this narrow, at its first weights, need more than 8 bits."""
+    losses, state, counts = steps(standin, 3)
+    assert losses == pytest.approx(steps(standin, 3, stored=False)[0], rel=0.05)
+    assert all(value.dtype == np.float32 for name, value in state.items() if "num_batches" not in name)
+    again = steps(standin, 3)
+    assert again[0] == losses and all(again[1][name].tobytes() == state[name].tobytes() for name in state)
+    with capsys.disabled():
+        print("\na training step of MobileNetV2 in bfloat16:", counts)
+    assert counts["to device"] == 2 and counts["launch"] < 1100
+    assert counts.get("to host", 0) == counts.get("copy", 0) == counts.get("batched", 0) == 0
+
+
+def test_the_program(standin, tmp_path):
+    for precision in ("float32", "bf16"):
+        flags = ["--device", "cuda", "--precision", precision, "--flip-test", "--out", str(tmp_path / precision)]
+        assert train_on_a_few_shapes(*flags) == 0
+    loss, want = (MetricsLog(tmp_path / name / "metrics.csv").rows()[0] for name in ("bf16", "float32"))
+    assert loss["train_loss"] == pytest.approx(want["train_loss"], rel=0.05)
+    assert loss["train_loss"] != want["train_loss"]
+    assert load(tmp_path / "bf16" / "last.npz")[0]["model/features.0.0.weight"].dtype == np.float32
+
+
+def test_without_ml_dtypes_the_program_says_what_to_install(standin, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert train_cifar.main(["--device", "cuda", "--precision", "bf16", "--sample"]) == 2
+    assert "bfloat16 needs ml_dtypes: install the extra bf16" in capsys.readouterr().err

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Geometry, geometries, rngs
 
-from scratchnet.array import as_images, as_matrix
+from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.kernels import gpu
 from scratchnet.layers.activation import relu6_backward, relu6_forward
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward, grouped_backward, grouped_forward
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward, track_statistics
+from scratchnet.layers.pool import global_avg_pool2d_backward, global_avg_pool2d_forward
 from scratchnet.training.augment import draw_crop_flip, normalise, random_crop_flip
 from scratchnet.training.optim import adam_update, sgd_update
 
@@ -157,6 +158,8 @@ def test_rectifiers_and_rows(run, rng, channels, m, wide):
     np.testing.assert_array_equal(clipped, np.clip(x + column[:, None], 0, 6))
     run("subtract_rows", (v,), channels, less, dy, column, m)
     close(less, x - dy - column[:, None], rtol)
+    run("add", (v,), channels, x, dy, y, m)
+    np.testing.assert_array_equal(y, x + dy)
 
 
 def test_nan_passes_the_rectifiers_both_ways():
@@ -335,6 +338,17 @@ def test_take_batch(run, rng, total, h, w, n):
     np.testing.assert_allclose(as_images(out), want, rtol=0, atol=2e-6)
 
 
+@given(launchers, rngs(), st.integers(1, 4), st.integers(1, 9), st.integers(1, 80))
+def test_global_pooling(run, rng, channels, pixels, n):
+    x, dy = rng.standard_normal((channels, pixels, 1, n)).astype(run.dtype), rng.standard_normal((channels, 1, 1, n))
+    want, cache = global_avg_pool2d_forward(as_images(x.astype(np.float64)))
+    y, dx, dy = run.empty(channels, n), run.empty(*x.shape), dy.astype(run.dtype)
+    run("global_pool", (), channels, x, y, pixels, n)
+    close(y, want[:, :, 0, 0].T, RTOL[run.dtype], 3)
+    run("global_pool_gradient", (), channels, dy, dx, pixels, n)
+    close(dx, as_maps(global_avg_pool2d_backward(as_images(dy.astype(np.float64)), cache)), RTOL[run.dtype], 3)
+
+
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 DEPTHWISE = Geometry(3, 1, 1, 3, (6, 5), (3, 3), (2, 3), (1, 2), (1, 2))
@@ -342,11 +356,8 @@ NORM, CLIPPED = (test_batch_norm, (3, 70, False, 0.0)), (test_batch_norm_with_re
 CONVOLVED, ROWS = (test_depthwise, (DEPTHWISE, 33, 2, True)), (test_rectifiers_and_rows, (3, 72, True))
 COPIED, FOLDED = (test_im2col_and_back, (DEPTHWISE, 33, 2)), (test_batch_norm_inside_a_weight, (3, 70, 5))
 LOSS, SGD = (test_cross_entropy, (70, 5, 0.1, False)), (test_sgd, (150, 0.9, True, 0.3))
-ADAM, TRACK, BATCH = (
-    (test_adam, (150, 2, 0.3)),
-    (test_running_statistics, (70, 0.1, 3)),
-    (test_take_batch, (4, 5, 7, 33)),
-)
+ADAM, TRACK = (test_adam, (150, 2, 0.3)), (test_running_statistics, (70, 0.1, 3))
+BATCH, POOLED = (test_take_batch, (4, 5, 7, 33)), (test_global_pooling, (2, 3, 70))
 
 FAULTS = [  # (file, what stands there, what is put there instead, which test with which arguments sees it)
     ("common", "  __syncthreads();\n  if (threadIdx.x == 0)\n    for", "  if (threadIdx.x == 0)\n    for", NORM),
@@ -382,6 +393,9 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("optimizer", "rest2 * g * g", "rest2 * g", ADAM),
     ("reduce", "if (c == 0) ++*counter;", "++*counter;", TRACK),
     ("reduce", "var[c] * unbiased - running_var[c]", "var[c] - running_var[c]", TRACK),
+    ("pointwise", "sum_t<T>(p.v[k]) + sum_t<T>(other.v[k])", "sum_t<T>(p.v[k])", ROWS),
+    ("pool", "p * n + i]);", "p * n]);", POOLED),
+    ("pool", "/ pixels);", "/ n);", POOLED),
     ("augment", "folded < 0 ? -folded : folded", "folded", BATCH),
     ("augment", "from_column = w - 1 - from_column", "from_column = w - from_column", BATCH),
     ("augment", "draws[picture] * gridDim.y", "draws[0] * gridDim.y", BATCH),

@@ -4,11 +4,10 @@ The kernels that run here are the real ones, as host code (`tests/cuda/`).
 """
 
 import copy
-import sys
 
 import numpy as np
 import pytest
-from device import on_the_host, step_on_the_device
+from device import on_the_host, step_on_the_device, train_on_a_few_shapes
 from hostmodule import has_compiler
 from strategies import in_layout
 from test_conformance import EPS32, ROWS, Case, close, each_row, step
@@ -18,30 +17,18 @@ import train_cifar
 from models import MobileNetV2
 from scratchnet import flat, kernels
 from scratchnet.array import full_precision, to_device
-from scratchnet.kernels import gpu
+from scratchnet.kernels import gpu_bfloat16
 from scratchnet.training.batches import Batches
 from scratchnet.training.checkpoint import load
 from scratchnet.training.cifar10 import Dataset
 from scratchnet.training.metrics import MetricsLog
 from scratchnet.training.optim import SGD, Adam, AdamW
-from scratchnet.training.shapes import draw_shapes
 from scratchnet.training.trainer import train_step
 
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
-
-
-@pytest.fixture(autouse=True)
-def standin(monkeypatch):
-    """The stand-in in CuPy's place, and grids so small that the loops in the kernels wrap."""
-    import standin
-
-    monkeypatch.setitem(sys.modules, "cupy", standin)
-    monkeypatch.setattr(gpu, "THREADS", 32)
-    monkeypatch.setattr(gpu, "BLOCKS", 6)
-    monkeypatch.setattr(gpu, "REDUCING_BLOCKS", 6)
-    standin.counts.clear()
-    yield standin
-    standin.counts.clear()
+pytestmark = [
+    pytest.mark.skipif(not has_compiler(), reason="g++ is not installed"),
+    pytest.mark.usefixtures("standin"),
+]
 
 
 @pytest.fixture
@@ -71,10 +58,22 @@ def test_every_kernel_for_the_gpu_is_run_by_a_row_a_step_or_a_batch(kernels_that
         module.eval().to("cuda")(to_device(x, "cuda"))
     for kind in (SGD, Adam):
         train(kind, "cuda", steps=1)
-    list(batches("cuda", augment=True).epoch(0))
-    on_gpu = [(name, kernel) for name, device, kernel in kernels.registered() if device == "cuda"]
-    missing = [name for name, kernel in on_gpu if kernel not in kernels_that_ran]
+    x, labels = next(iter(batches("cuda", augment=True).epoch(0)))
+    MobileNetV2(10, 0.1, "cifar").to("cuda").eval()(x)
+    on_gpu = [kernel for _, device, kernel in kernels.registered() if device == "cuda"]
+    missing = [kernel.__name__ for kernel in on_gpu if kernel not in {*kernels_that_ran, *of_bfloat16()}]
     assert len(on_gpu) > 15 and not missing
+
+
+def test_every_kernel_for_bfloat16_is_run_by_a_step(kernels_that_ran):
+    model = MobileNetV2(10, 0.1, "blog").to("cuda")
+    x, _ = next(iter(batches("cuda", bfloat16=True).epoch(0)))
+    model.backward(model(x))
+    assert len(of_bfloat16()) == 4 and of_bfloat16() <= kernels_that_ran
+
+
+def of_bfloat16():
+    return {kernel for *_, kernel in kernels.registered() if kernel.__module__ == gpu_bfloat16.__name__}
 
 
 # A training step ------------------------------------------------------------------------------------------------------
@@ -279,25 +278,8 @@ def test_the_program_trains_as_on_the_cpu(tmp_path):
     results, losses = {}, []
     for device in ("cpu", "cuda"):
         sn.use_kernels(device == "cuda")
-        arguments = [
-            "--sample",
-            "--device",
-            device,
-            "--width",
-            "0.1",
-            "--out",
-            str(tmp_path / device),
-            "--dropout",
-            "0",
-        ]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_cifar, "draw_shapes", few_shapes)
-            assert (
-                train_cifar.main(
-                    [*arguments, "--epochs", "1", "--lr", "1e-3", "--batch-size", "6", "--checkpoint-every", "3"]
-                )
-                == 0
-            )
+        arguments = ["--device", device, "--out", str(tmp_path / device), "--dropout", "0", "--checkpoint-every", "3"]
+        assert train_on_a_few_shapes(*arguments) == 0
         arrays = load(tmp_path / device / "last.npz")[0]
         results[device] = {name: value for name, value in arrays.items() if name.startswith("model/")}
         losses.append(MetricsLog(tmp_path / device / "metrics.csv").rows()[0]["train_loss"])
@@ -306,14 +288,6 @@ def test_the_program_trains_as_on_the_cpu(tmp_path):
         got = results["cuda"][name]
         assert got.dtype == want.dtype and got.shape == want.shape
         np.testing.assert_allclose(got, want, rtol=0, atol=0.02 * max(1e-2, np.abs(want).max()), err_msg=name)
-
-
-def few_shapes(seed):
-    train, test = draw_shapes(seed=seed)
-    return tuple(
-        part._replace(images=part.images[:count], labels=part.labels[:count])
-        for part, count in ((train, 20), (test, 6))
-    )
 
 
 def test_a_precision_that_only_a_gpu_has(standin, capsys):

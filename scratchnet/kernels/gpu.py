@@ -5,7 +5,7 @@ What a kernel takes stands in its own first lines, so they are read here, from t
 them: arrays must be C-contiguous, of the dtype that the pointer has, and aligned where 16 bytes are loaded at once; a
 number is given the width that the parameter has. Nothing here waits for the device.
 
-The layers' functions are in `gpu_norm.py`, `gpu_conv.py` and `gpu_training.py`, which call `launch`.
+The layers' functions are in `gpu_norm.py`, `gpu_conv.py`, `gpu_bfloat16.py` and `gpu_training.py`, which call `launch`.
 """
 
 import functools
@@ -22,7 +22,6 @@ from scratchnet.array import get_array_module
 THREADS = 256  # a block's
 BLOCKS = 2048  # at most, of a whole grid: enough for every GPU of today, and loops stride over what is left
 REDUCING_BLOCKS = 1024  # about, of a grid that adds up: as many parts are left for the second pass
-REAL = (np.float32, np.float64)
 WORD = 16  # bytes that a thread loads at once, where an array allows it
 
 CPP = {"float32": "float", "float64": "double", "bfloat16": "bfloat16"}
@@ -30,6 +29,16 @@ SUM = {"float32": "float32", "float64": "float64", "bfloat16": "float32"}  # sum
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 _FIXED = {"int": "int32", "long long": "int64", "unsigned char": "uint8"}
 _HEAD = re.compile(r"template <([^>]*)>\s*__global__ void (\w+)\(([^)]*)\)")
+
+
+def is_real(x, *_):
+    """Whether x is of a dtype that the kernels are compiled for."""
+    return x.dtype.name in CPP
+
+
+def sum_dtype(x):
+    """In what the numbers of x are added up, and parameters kept: x's dtype, float32 for bfloat16."""
+    return SUM[x.dtype.name]
 
 
 class Parameter(NamedTuple):
@@ -149,7 +158,7 @@ def _checked(name, parameter, dtype, arg: Any, word, xp):
     if parameter.pointer:
         if not isinstance(arg, xp.ndarray):
             raise TypeError(f"{where} must be an array on the device, got {type(arg).__name__}")
-        if arg.dtype.name != ("uint16" if dtype == "bfloat16" else dtype):
+        if arg.dtype.name != dtype:
             raise TypeError(f"{where} must be of dtype {dtype}, got {arg.dtype}")
         if not arg.flags.c_contiguous:
             raise ValueError(f"{where} must be C-contiguous, got strides {arg.strides} for shape {arg.shape}")

@@ -8,10 +8,10 @@ beside their largest entries.
 
 import math
 
-from scratchnet.array import as_images, as_matrix, full_precision, get_array_module
+from scratchnet.array import as_images, as_matrix, full_precision, get_array_module, is_bfloat16
 from scratchnet.kernels import register
-from scratchnet.kernels.gpu import REAL, blocks, launch, reducing, vector
-from scratchnet.kernels.gpu_rows import clip_rows, row_statistics, row_sums_of
+from scratchnet.kernels.gpu import blocks, is_real, launch, reducing, sum_dtype, vector
+from scratchnet.kernels.gpu_rows import clip_rows, row_statistics, row_sums_of, stored_like, widened
 from scratchnet.windows import output_size
 
 FOLD_THREADS = 64  # a block that goes over a row of weights, at most some hundred numbers
@@ -37,7 +37,7 @@ def _per_channel(maps):
 
 
 def _takes(x, weight, *_):
-    return x.dtype.type in REAL and len(x) == len(weight)
+    return is_real(x) and len(x) == len(weight)
 
 
 @register("cuda", _takes)
@@ -69,7 +69,7 @@ def weight_gradient(dy, x, weight, stride, padding, dilation):
     """Dweight, like weight: the blocks' parts, then their sum."""
     geometry, _ = geometry_of(x, weight, stride, padding, dilation)
     grid = reducing(_per_channel(dy), len(x))
-    parts = get_array_module(x).empty((len(x), grid[0], *weight.shape[2:]), x.dtype)
+    parts = get_array_module(x).empty((len(x), grid[0], *weight.shape[2:]), sum_dtype(x))
     launch("depthwise_weight_gradient", (9 if window(weight) else 1,), grid, dy, x, parts, *geometry)
     return row_sums_of(parts).reshape(weight.shape)
 
@@ -85,20 +85,20 @@ def depthwise_relu6(x, weight, bias, stride, padding, dilation):
 # By matrix products ---------------------------------------------------------------------------------------------------
 
 
-@register("cuda", lambda x, weight, stride, padding, dilation, groups: groups == 1 and x.dtype.type in REAL)
+@register("cuda", lambda x, weight, stride, padding, dilation, groups: groups == 1 and is_real(x))
 def grouped_forward(x, weight, stride, padding, dilation, groups):
     """(CONV.2) in one launch, then one product."""
     _, out_shape = geometry_of(x, weight, stride, padding, dilation)
     cols = _im2col(x, weight, stride, padding, dilation)
-    return (weight.reshape(len(weight), -1) @ cols).reshape(out_shape)  # (CONV.3)
+    return (stored_like(weight.reshape(len(weight), -1), x) @ cols).reshape(out_shape)  # (CONV.3)
 
 
-@register("cuda", lambda dy, x, weight, stride, padding, dilation, groups: groups == 1 and x.dtype.type in REAL)
+@register("cuda", lambda dy, x, weight, stride, padding, dilation, groups: groups == 1 and is_real(x))
 def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
     """Two products, then (CONV.7) in one launch."""
     geometry, _ = geometry_of(x, weight, stride, padding, dilation)
-    grad, matrix = dy.reshape(len(dy), -1), weight.reshape(len(weight), -1)
-    dweight = grad @ _im2col(x, weight, stride, padding, dilation).T  # (CONV.5)
+    grad, matrix = dy.reshape(len(dy), -1), stored_like(weight.reshape(len(weight), -1), x)
+    dweight = widened(grad @ _im2col(x, weight, stride, padding, dilation).T)  # (CONV.5)
     dcols = matrix.T @ grad  # (CONV.6)
     dx = get_array_module(x).empty_like(x)
     launch("col2im", (), blocks(_per_channel(x), len(x)), dcols, dx, *geometry)
@@ -114,18 +114,24 @@ def _im2col(x, weight, stride, padding, dilation):
     return cols
 
 
-@register("cuda", lambda centred, scaled, beta: centred.dtype.type in REAL)
+@register("cuda", is_real)
 def clipped_product(centred, scaled, beta):
     """The product of (FUSE.5), and a pass over it in place."""
-    y = scaled @ centred
+    y = stored_like(scaled, centred) @ centred
     clip_rows(y, beta)
     return y
+
+
+@register("cuda", is_real)
+def shift_and_clip(y, bias):
+    """One pass (FOLD.2)."""
+    clip_rows(y, bias)
 
 
 # A 1×1 convolution, batch norm, ReLU6 (layers/fused.py) ----------------------------------------------------------------
 
 
-@register("cuda", lambda x, *_: x.dtype.type in REAL)
+@register("cuda", lambda x, *_: is_real(x) and not is_bfloat16(x))
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     """Over the wide array three passes, over the narrow one six: three products, five kernels."""
     xp, rows, matrix = get_array_module(x), as_matrix(x), weight.reshape(len(weight), -1)
@@ -146,7 +152,7 @@ def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     return as_images(y, x), mean, var, (y, centred, mixed, matrix, scaled, gamma, inv_std[:, None])
 
 
-@register("cuda", lambda dy, cache: dy.dtype.type in REAL)
+@register("cuda", lambda dy, cache: is_real(dy) and not is_bfloat16(dy))
 def conv_norm_relu6_backward(dy, cache):
     """Over the wide arrays five passes: mask and sum, and two products with the masked gradient."""
     y, centred, mixed, matrix, scaled, gamma, inv_std = cache

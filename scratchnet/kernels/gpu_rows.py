@@ -1,7 +1,10 @@
-"""Kernels along the rows of an activation (C, M), as functions of arrays: statistics, sums, normalising, clipping."""
+"""Kernels along the rows of an activation (C, M), as functions of arrays: statistics, sums, normalising, clipping.
 
-from scratchnet.array import get_array_module
-from scratchnet.kernels.gpu import blocks, launch, reducing, vector
+What is kept a channel is of the dtype in which is computed: float32 where the rows are stored in bfloat16.
+"""
+
+from scratchnet.array import bfloat16_dtype, get_array_module, is_bfloat16
+from scratchnet.kernels.gpu import blocks, launch, reducing, sum_dtype, vector
 
 
 def statistics(parts, eps):
@@ -15,7 +18,7 @@ def row_statistics(rows, eps):
     """`statistics` of the rows (C, M)."""
     v = vector(rows.shape[1], rows)
     grid = reducing(rows.shape[1] // v, len(rows))
-    parts = get_array_module(rows).empty((len(rows), grid[0], 3), rows.dtype)
+    parts = get_array_module(rows).empty((len(rows), grid[0], 3), sum_dtype(rows))
     launch("row_moments", (v,), grid, rows, parts, rows.shape[1])
     return statistics(parts, eps)
 
@@ -29,19 +32,33 @@ def normalise(rows, mean, inv_std, weight, bias, clip):
     return y
 
 
-def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
-    """Dx, dweight and dbias of `normalise`; with `clip`, dx without the factor weight · inv_std."""
+def parameter_gradients(grad, rows, mean, inv_std, weight, bias, clip):
+    """Dweight and dbias of `normalise`."""
     xp, (channels, m) = get_array_module(grad), rows.shape
-    dx = xp.empty_like(rows)
-    v = vector(m, grad, rows, dx)
+    v = vector(m, grad, rows)
     grid = reducing(m // v, channels)
-    parts = xp.empty((channels, grid[0], 2), rows.dtype)
+    parts = xp.empty((channels, grid[0], 2), sum_dtype(rows))
     launch("row_products", (v, clip), grid, grad, rows, mean, inv_std, weight, bias, parts, m)
-    dweight, dbias = xp.empty(channels, rows.dtype), xp.empty(channels, rows.dtype)
+    dweight, dbias = xp.empty(channels, sum_dtype(rows)), xp.empty(channels, sum_dtype(rows))
     launch("combine_products", (), blocks(channels), parts, inv_std, dweight, dbias, channels, grid[0])
+    return dweight, dbias
+
+
+def input_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip):
+    """Dx of `normalise` for statistics that follow x; with `clip`, dx without the factor weight · inv_std."""
+    dx = get_array_module(grad).empty_like(rows)
+    m = rows.shape[1]
+    v = vector(m, grad, rows, dx)
     saved = mean, inv_std, weight, bias, dweight, dbias
-    launch("norm_gradient", (v, clip), blocks(m // v, channels), grad, rows, *saved, dx, m)
-    return dx, dweight, dbias
+    launch("norm_gradient", (v, clip), blocks(m // v, len(rows)), grad, rows, *saved, dx, m)
+    return dx
+
+
+def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
+    """Dx, dweight and dbias of `normalise`, dx as `input_gradient` says."""
+    saved = mean, inv_std, weight, bias
+    dweight, dbias = parameter_gradients(grad, rows, *saved, clip)
+    return input_gradient(grad, rows, *saved, dweight, dbias, clip), dweight, dbias
 
 
 def clip_rows(y, bias):
@@ -56,3 +73,24 @@ def row_sums_of(parts):
     width = max(1, out.size // len(parts))
     launch("combine_sums", (), blocks(out.size), parts, out, *parts.shape[:2], width)
     return out
+
+
+def narrow(x):
+    """Float32 x, rounded to bfloat16."""
+    y = get_array_module(x).empty(x.shape, bfloat16_dtype())
+    launch("narrow", (), blocks(x.size), x, y, x.size, dtype="bfloat16")
+    return y
+
+
+def stored_like(weight, x):
+    """A weight, as a factor of a matrix product with x."""
+    return narrow(weight) if is_bfloat16(x) and not is_bfloat16(weight) else weight
+
+
+def widened(x):
+    """X, of the dtype in which is computed: itself, but for bfloat16."""
+    if not is_bfloat16(x):
+        return x
+    y = get_array_module(x).empty(x.shape, sum_dtype(x))
+    launch("widen", (), blocks(x.size), x, y, x.size)
+    return y

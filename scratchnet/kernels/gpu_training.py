@@ -4,11 +4,11 @@ import math
 
 from scratchnet.array import as_images, as_matrix, get_array_module
 from scratchnet.kernels import register
-from scratchnet.kernels.gpu import REAL, blocks, launch, reducing
+from scratchnet.kernels.gpu import blocks, is_real, launch, reducing
 from scratchnet.kernels.gpu_rows import row_sums_of
 
 
-@register("cuda", lambda logits, *_: logits.dtype.type in REAL)
+@register("cuda", is_real)
 def cross_entropy_forward(logits, labels, label_smoothing):
     """A thread a picture; the blocks' parts of the loss are added in order."""
     xp, z = get_array_module(logits), as_matrix(logits)  # (N, K) -> (K, N)
@@ -21,7 +21,7 @@ def cross_entropy_forward(logits, labels, label_smoothing):
     return row_sums_of(parts).reshape(()), (log_p, target)
 
 
-@register("cuda", lambda dloss, cache: cache[0].dtype.type in REAL)
+@register("cuda", lambda dloss, cache: is_real(cache[0]))
 def cross_entropy_backward(dloss, cache):
     """One pass over all classes and pictures."""
     log_p, target = cache
@@ -31,7 +31,7 @@ def cross_entropy_backward(dloss, cache):
     return as_images(dz)
 
 
-@register("cuda", lambda data, *_: data.dtype.type in REAL)
+@register("cuda", is_real)
 def sgd_update(data, grad, velocity, scratch, lr, momentum, nesterov, weight_decay):
     """One pass; `scratch` is not used."""
     grid = blocks(data.size)
@@ -41,7 +41,7 @@ def sgd_update(data, grad, velocity, scratch, lr, momentum, nesterov, weight_dec
         launch("sgd_momentum", (nesterov,), grid, data, grad, velocity, lr, momentum, weight_decay, data.size)
 
 
-@register("cuda", lambda data, *_: data.dtype.type in REAL)
+@register("cuda", is_real)
 def adam_update(data, grad, mean, square, scratch, step, lr, betas, eps, weight_decay):
     """One pass; `scratch` is not used."""
     beta1, beta2 = betas

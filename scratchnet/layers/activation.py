@@ -72,6 +72,7 @@ class ReLU6(Module):
     """Clip x to [0, 6]. Raises TypeError for anything but a floating-point array."""
 
     channelwise = True
+    takes_bfloat16 = True
 
     def forward(self, x):
         """Compute y, shaped like x."""

@@ -214,6 +214,10 @@ class Conv2d(Module):
         return self.groups == self.in_channels == self.out_channels
 
     @property
+    def takes_bfloat16(self):  # type: ignore[override]  # noqa: D102
+        return self.bias is None and (self.groups == 1 or self.channelwise and self.path == "depthwise")
+
+    @property
     def multiply_adds(self):
         """Multiplications, each with its addition, for one number of the output."""
         return self.weight.data[0].size

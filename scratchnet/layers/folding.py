@@ -56,6 +56,12 @@ def depthwise_relu6(x, weight, bias, stride, padding, dilation):
     return clip(y + bias[:, None, None, None], 0, 6)  # (FOLD.2)
 
 
+def shift_and_clip(y, bias):
+    """Y (O, M) becomes clip(y + bias, 0, 6), in place (FOLD.2)."""
+    y += bias[:, None]
+    get_array_module(y).clip(y, 0, 6, out=y)
+
+
 def _remove(part, name):
     *path, last = name.split(".")
     for step in path:
@@ -87,8 +93,9 @@ class FoldedStep(ConvStep):
         geometry = conv.stride, conv.padding, conv.dilation
         if conv.path == "depthwise" and conv.channelwise:
             return as_images(kernels.run(depthwise_relu6, as_maps(x), weight, bias, *geometry))
-        y = as_maps(conv2d_forward(x, weight, bias, *geometry, conv.groups, conv.path)[0])
-        return as_images(get_array_module(y).clip(y, 0, 6, out=y))
+        y = as_maps(conv2d_forward(x, weight, None, *geometry, conv.groups, conv.path)[0])
+        kernels.run(shift_and_clip, y.reshape(len(y), -1), bias)
+        return as_images(y)
 
 
 fusion(2)(FoldedStep)

@@ -116,6 +116,7 @@ class BatchNorm2d(Module):
     """
 
     channelwise = True  # row c of y needs row c of x only
+    takes_bfloat16 = True
     buffers = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, *, dtype=np.float32):

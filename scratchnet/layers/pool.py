@@ -15,6 +15,7 @@ Sources: LeCun et al. 1998, §II.B; Lin et al. 2014, §3.2 (global).
 
 import numpy as np
 
+from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, get_array_module
 from scratchnet.module import Module
 from scratchnet.windows import output_size, pair, require_room, taps
@@ -69,14 +70,14 @@ def global_avg_pool2d_forward(x):
     """Average each picture's channel: (N, C, H, W) -> y (N, C, 1, 1), and the cache for `global_avg_pool2d_backward`."""
     maps = as_maps(x)  # (N, C, H, W) -> (C, H, W, N)
     y = maps.mean(axis=(1, 2), keepdims=True)  # (GPOOL.1)
-    return as_images(y), maps.shape
+    return as_images(y), (maps.shape, maps.dtype)
 
 
 def global_avg_pool2d_backward(dy, cache):
     """Gradient of `global_avg_pool2d_forward`: dx (N, C, H, W)."""
-    channels, height, width, n = cache
+    (channels, height, width, n), dtype = cache
     share = as_maps(dy) / (height * width)
-    dx = get_array_module(dy).empty((channels, height, width, n), dy.dtype)
+    dx = get_array_module(dy).empty((channels, height, width, n), dtype)
     dx[...] = share  # (GPOOL.2): (C, 1, 1, N) -> (C, H, W, N)
     return as_images(dx)
 
@@ -119,14 +120,15 @@ class GlobalAvgPool2d(Module):
     """The mean of each channel of each picture: (N, C, H, W) -> (N, C, 1, 1). Raises ValueError for another shape."""
 
     channelwise = True
+    takes_bfloat16 = True  # and gives float32
 
     def forward(self, x):
         """Average over H and W."""
         self.require(x, "N", "C", "H", "W")
-        y, cache = global_avg_pool2d_forward(x)
+        y, cache = kernels.run(global_avg_pool2d_forward, x)
         self.save_cache(cache, y)
         return y
 
     def backward(self, dy):
         """Return dx (N, C, H, W)."""
-        return global_avg_pool2d_backward(dy, self.take_cache(dy))
+        return kernels.run(global_avg_pool2d_backward, dy, self.take_cache(dy))

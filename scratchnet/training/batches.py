@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from scratchnet import kernels
-from scratchnet.array import to_device
+from scratchnet.array import as_images, as_maps, to_device
+from scratchnet.kernels.gpu_rows import narrow
 from scratchnet.training.augment import affine, draw_crop_flip, normalise, random_crop_flip, resize, take_batch
 from scratchnet.training.cifar10 import MEAN, STD, Dataset
 
@@ -60,6 +61,7 @@ class Batches:
         image_size: side in pixels to `resize` to; None keeps the pictures as they are.
         device: "cuda" keeps all pictures there, as uint8, and makes the batches there from the same random numbers; what is
             copied for a batch is those numbers and the labels.
+        bfloat16: on a GPU, store the batches in 16 bits, for a network that computes on such (kernels/gpu_bfloat16.py).
         drop_last: leave a shorter last batch out, as in training: batch norm knows little from few pictures, and
             nothing from one. With `shuffle` it leaves out other pictures every epoch.
 
@@ -83,6 +85,7 @@ class Batches:
         image_size: int | None = None,
         drop_last: bool = False,
         device: str = "cpu",
+        bfloat16: bool = False,
     ):
         count = len(dataset.images)
         if count != len(dataset.labels):
@@ -98,7 +101,7 @@ class Batches:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.augment, self.shuffle, self.drop_last = augment, shuffle, drop_last
         self.mean, self.std, self.image_size = mean, std, image_size
-        self.padding, self.alternate, self.device = padding, alternate, device
+        self.padding, self.alternate, self.device, self.bfloat16 = padding, alternate, device, bfloat16
         if device != "cpu":
             on_device = np.ascontiguousarray(dataset.images), *affine(mean, std)
             self._images, *self._affine = (to_device(array, device) for array in on_device)
@@ -114,7 +117,7 @@ class Batches:
         """Batches start, start + 1, … of epoch k.
 
         Yields:
-            x, (N, 3, S, S) float32, channel-major, and labels, (N,) int64.
+            x, (N, 3, S, S) float32 or bfloat16, channel-major, and labels, (N,) int64.
 
         Raises:
             ValueError: k is negative, or start is not in 0 … len(self).
@@ -142,6 +145,8 @@ class Batches:
         x = (self._on_cpu if self.device == "cpu" else self._on_device)(chosen, rng, flip)
         if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
             x = resize(x, self.image_size)
+        if self.bfloat16 and self.device != "cpu":
+            x = as_images(narrow(as_maps(x)))
         return x, to_device(self.dataset.labels[chosen], self.device)
 
     def _on_cpu(self, chosen, rng, flip):

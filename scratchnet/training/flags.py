@@ -105,8 +105,8 @@ def make_parser(description):
     add("--device", "where to compute", choices=("auto", "cpu", "cuda"), default="auto")
     add(
         "--precision",
-        "of matrix products on a GPU: tf32 rounds what is multiplied to 10 bits",
-        choices=("float32", "tf32"),
+        "on a GPU: tf32 rounds what matrix products multiply to 10 bits, bf16 stores activations in 16",
+        choices=("float32", "tf32", "bf16"),
         default="float32",
     )
     add("--threads", "CPU threads (default: the cores that this process may use)", type=int)

@@ -6,8 +6,9 @@ step that went wrong is repeated here layer by layer, in order, each layer's res
 
 import math
 
-from scratchnet.array import get_array_module
-from scratchnet.sequential import Residual, Sequential
+from scratchnet import kernels
+from scratchnet.array import get_array_module, is_bfloat16
+from scratchnet.sequential import Residual, Sequential, add
 
 
 class _Found(Exception):
@@ -51,7 +52,9 @@ def _forward(name, layer, x):
     y = x
     for key, child in layer.named_children():
         y = _forward(f"{name}.{key}" if name else key, child, y)
-    return _require(x + y, f"the output of {_titled(name, layer)}") if isinstance(layer, Residual) else y
+    return (
+        _require(kernels.run(add, x, y), f"the output of {_titled(name, layer)}") if isinstance(layer, Residual) else y
+    )
 
 
 def _backward(name, layer, dy):
@@ -64,7 +67,7 @@ def _backward(name, layer, dy):
     for key, child in reversed(layer.named_children()):
         dx = _backward(f"{name}.{key}" if name else key, child, dx)
     if isinstance(layer, Residual):
-        return _require(dx + dy, f"the gradient that comes back through {_titled(name, layer)}")
+        return _require(kernels.run(add, dx, dy), f"the gradient that comes back through {_titled(name, layer)}")
     return dx
 
 
@@ -79,4 +82,5 @@ def _require(array, what):
 
 
 def _is_finite(array):
-    return bool(get_array_module(array).isfinite(array).all())
+    numbers = array.astype("float32") if is_bfloat16(array) else array
+    return bool(get_array_module(array).isfinite(numbers).all())

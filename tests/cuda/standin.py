@@ -2,7 +2,8 @@
 
 It has the names and keywords that CuPy has (`names.json`, made from a real one by `make_names.py`), mixes with no NumPy
 array, converts nothing by itself, returns 0-d arrays where NumPy returns scalars, and C order where CuPy does. Its raw
-kernels are the real sources, run on the host. `counts` says what a GPU would have had to do:
+kernels are the real sources, run on the host. Of bfloat16, which CuPy calls experimental, it has what our code may use:
+matrix products and copies. `counts` says what a GPU would have had to do:
 
     launch        kernels started, CuPy's own and ours
     to device     arrays copied to the device
@@ -27,6 +28,7 @@ counts: Counter = Counter()
 _SCALARS = (bool, int, float, complex, np.generic)
 _FREE = {"empty", "empty_like"}  # allocate, and start nothing
 _FROM_HOST = {"array", "asarray", "asanyarray"}
+_COPIES = {"ascontiguousarray", "astype", "copy", "empty_like", "reshape", "transpose", "zeros_like"}  # for bfloat16
 
 
 def _refuse(value):
@@ -60,6 +62,20 @@ def _launched(result, *sources, copies=False):
             counts["launch"] += 1
             counts["copy"] += copies
     return result
+
+
+def _refuse_bfloat16(name, *values):
+    if name not in _COPIES and any(isinstance(v, ndarray) and v.dtype.name == "bfloat16" for v in values):
+        raise NotImplementedError(f"{name} of bfloat16: use a kernel")
+
+
+def _matmul(a, b):
+    """CuPy's product: of bfloat16, added up in float32 and rounded once."""
+    if "bfloat16" not in (a.dtype.name, b.dtype.name):
+        return a @ b
+    if a.dtype != b.dtype or max(a.ndim, b.ndim) > 2:
+        raise NotImplementedError(f"a product of {a.dtype} and {b.dtype}, {a.ndim} and {b.ndim} axes")
+    return (a.astype(np.float32) @ b.astype(np.float32)).astype(a.dtype)
 
 
 def _c_order(result):
@@ -166,6 +182,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
         def method(*args, **kwargs):
             _check(f"ndarray.{name}", allowed, args, kwargs)
+            _refuse_bfloat16(name, self)
             result = _launched(value(*_bare(args), **_bare_values(kwargs)), self, copies=copies)
             return _dressed(result) if kwargs.get("out") is None else kwargs["out"]
 
@@ -196,8 +213,10 @@ def _operators():
             if not isinstance(other, (ndarray, *_SCALARS)):
                 return NotImplemented
             counts["launch"] += 1
-            if function is operator.matmul:
+            if function is _matmul:
                 counts["batched"] += max(self.ndim, other.ndim) > 2
+            if function is not _matmul:
+                _refuse_bfloat16(function.__name__, self, other)
             result = function(self._array, _bare(other))
             if in_place:
                 np.copyto(self._array, result, casting="same_kind")
@@ -207,7 +226,8 @@ def _operators():
         return forward
 
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
-        function, short = getattr(operator, name), name.strip("_")
+        function = _matmul if name == "matmul" else getattr(operator, name)
+        short = name.strip("_")
         setattr(ndarray, f"__{short}__", binary(function))
         setattr(ndarray, f"__r{short}__", binary(lambda a, b, f=function: f(b, a)))
         if name != "matmul":  # CuPy has no @=
@@ -243,6 +263,7 @@ def _function(name):
         if host and not isinstance(args[0], ndarray):
             counts["to device"] += 1
             return ndarray(np.array(args[0], **_bare_values(kwargs)))
+        _refuse_bfloat16(name, *args)
         result = function(*_bare(args), **_bare_values(kwargs))
         if name not in _FREE:
             _launched(result, *args, copies=name == "ascontiguousarray")
