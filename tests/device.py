@@ -2,11 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
+from strategies import in_layout
+from test_conformance import MODES, ROWS, Case
 
+import scratchnet as sn
 import train_cifar
-from scratchnet.array import to_device
+from models import MobileNetV2
+from scratchnet.array import bfloat16_dtype, to_device
+from scratchnet.training.batches import Batches
+from scratchnet.training.cifar10 import Dataset
 from scratchnet.training.shapes import draw_shapes
+from scratchnet.training.trainer import train_step
 
 
 def on_the_host(values):
@@ -34,3 +42,37 @@ def train_on_a_few_shapes(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cifar, "draw_shapes", few)
         return train_cifar.main([*flags, *arguments])
+
+
+def batches(device, **options):
+    """Four batches of noise, the last of two pictures."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (23, 3, 16, 18), dtype=np.uint8)
+    data = Dataset(images, rng.integers(0, 10, 23), tuple("abcdefghij"), "noise")
+    return Batches(data, 7, seed=3, device=device, **options)
+
+
+def halved(x):
+    """Rounded to bfloat16, channel-major."""
+    return in_layout(x.astype(bfloat16_dtype()), "channel-major") if x.ndim else x
+
+
+def case_in_bfloat16(row, mode):
+    """Module in float32, x and dy in what it takes: what comes out of the global pooling is float32."""
+    module, x, dy = Case(row, mode).build(np.float32)
+    return module, halved(x), dy if "global" in row.name else halved(dy)
+
+
+def run_every_kernel():
+    """Call every kernel for the device: the conformance table, steps of both networks, either way to store activations."""
+    for row in ROWS:
+        for mode in MODES:
+            step_on_the_device(*Case(row, mode).build(np.float32))
+        module, x, _ = Case(row, "eval").build(np.float32)
+        module.eval().to("cuda")(to_device(x, "cuda"))
+    for variant, optimizer, bfloat16 in (("cifar", sn.SGD, False), ("blog", sn.Adam, True)):
+        model = MobileNetV2(10, 0.1, variant, rng=np.random.default_rng(4)).to("cuda")
+        update = optimizer(model.named_parameters(), lr=1e-3)
+        for x, labels in batches("cuda", augment=True, bfloat16=bfloat16).epoch(0):
+            train_step(model, sn.CrossEntropyLoss(0.1), update, x, labels)
+        model.eval()(x)

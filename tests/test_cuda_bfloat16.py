@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from device import on_the_host, step_on_the_device, train_on_a_few_shapes
+from device import case_in_bfloat16, halved, on_the_host, step_on_the_device, train_on_a_few_shapes
 from hostmodule import HostModule, has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from test_conformance import ROWS, Case, close, step
 import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
-from scratchnet.array import bfloat16_dtype, to_device
+from scratchnet.array import to_device
 from scratchnet.kernels import gpu
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward
@@ -136,17 +136,6 @@ TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the la
     "block, stride": 16,
     "block in slabs": 16,
 }
-
-
-def halved(x):
-    """Rounded to bfloat16, channel-major."""
-    return in_layout(x.astype(bfloat16_dtype()), "channel-major") if x.ndim else x
-
-
-def case_in_bfloat16(row, mode):
-    """Module in float32, x and dy in what it takes."""
-    module, x, dy = Case(row, mode).build(np.float32)
-    return module, halved(x), dy if "global" in row.name else halved(dy)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

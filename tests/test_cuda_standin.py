@@ -7,20 +7,17 @@ import copy
 
 import numpy as np
 import pytest
-from device import on_the_host, step_on_the_device, train_on_a_few_shapes
+from device import batches, on_the_host, run_every_kernel, step_on_the_device, train_on_a_few_shapes
 from hostmodule import has_compiler
 from strategies import in_layout
-from test_conformance import EPS32, ROWS, Case, close, each_row, step
+from test_conformance import EPS32, Case, close, each_row, step
 
 import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
 from scratchnet import flat, kernels
 from scratchnet.array import full_precision, to_device
-from scratchnet.kernels import gpu_bfloat16
-from scratchnet.training.batches import Batches
 from scratchnet.training.checkpoint import load
-from scratchnet.training.cifar10 import Dataset
 from scratchnet.training.metrics import MetricsLog
 from scratchnet.training.optim import SGD, Adam, AdamW
 from scratchnet.training.trainer import train_step
@@ -50,30 +47,12 @@ def test_the_conformance_table(case, dtype, fast):
     }
 
 
-def test_every_kernel_for_the_gpu_is_run_by_a_row_a_step_or_a_batch(kernels_that_ran):
-    for row in ROWS:
-        for mode in ("train", "eval"):
-            step_on_the_device(*Case(row, mode).build(np.float32))
-        module, x, _ = Case(row, "eval").build(np.float32)
-        module.eval().to("cuda")(to_device(x, "cuda"))
-    for kind in (SGD, Adam):
-        train(kind, "cuda", steps=1)
-    x, labels = next(iter(batches("cuda", augment=True).epoch(0)))
-    MobileNetV2(10, 0.1, "cifar").to("cuda").eval()(x)
+def test_every_kernel_for_the_gpu_is_run(kernels_that_ran):
+    pytest.importorskip("ml_dtypes")
+    run_every_kernel()
     on_gpu = [kernel for _, device, kernel in kernels.registered() if device == "cuda"]
-    missing = [kernel.__name__ for kernel in on_gpu if kernel not in {*kernels_that_ran, *of_bfloat16()}]
-    assert len(on_gpu) > 15 and not missing
-
-
-def test_every_kernel_for_bfloat16_is_run_by_a_step(kernels_that_ran):
-    model = MobileNetV2(10, 0.1, "blog").to("cuda")
-    x, _ = next(iter(batches("cuda", bfloat16=True).epoch(0)))
-    model.backward(model(x))
-    assert len(of_bfloat16()) == 4 and of_bfloat16() <= kernels_that_ran
-
-
-def of_bfloat16():
-    return {kernel for *_, kernel in kernels.registered() if kernel.__module__ == gpu_bfloat16.__name__}
+    missing = [f"{kernel.__module__}.{kernel.__name__}" for kernel in on_gpu if kernel not in kernels_that_ran]
+    assert len(on_gpu) > 25 and not missing
 
 
 # A training step ------------------------------------------------------------------------------------------------------
@@ -240,13 +219,6 @@ def test_on_the_cpu_nothing_is_laid_side_by_side():
 
 
 # Batches made on the device -------------------------------------------------------------------------------------------
-
-
-def batches(device, **options):
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (23, 3, 16, 18), dtype=np.uint8)
-    data = Dataset(images, rng.integers(0, 10, 23), tuple("abcdefghij"), "noise")
-    return Batches(data, 7, seed=3, device=device, **options)
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device import on_the_host, step_on_the_device
+from device import case_in_bfloat16, on_the_host, step_on_the_device, train_on_a_few_shapes
 from strategies import in_layout
-from test_conformance import EPS32, Case, close, each_row, step
+from test_conformance import EPS32, ROWS, Case, close, each_row, step
+from test_cuda_bfloat16 import HALF_ULP, TAKEN
 
 import scratchnet as sn
 from models import MobileNetV2
@@ -70,6 +71,19 @@ def test_two_runs_have_the_same_bits(batch):
     assert all(first[1][name].tobytes() == second[1][name].tobytes() for name in first[1])
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in TAKEN], ids=lambda row: row.name)
+def test_layers_compute_on_bfloat16(row):
+    module, x, dy = case_in_bfloat16(row, "train")
+    got = step_on_the_device(module, x, dy)
+    sn.use_kernels(False)
+    want = step(Case(row, "train").build(np.float64)[0], x.astype(np.float64), dy.astype(np.float64))
+    close(got, want, 2 * TAKEN[row.name] * HALF_ULP)
+
+
+def test_the_program_stores_activations_in_bfloat16(tmp_path):
+    assert train_on_a_few_shapes("--device", "cuda", "--precision", "bf16", "--out", str(tmp_path)) == 0
+
+
 def test_tf32_is_float32_to_ten_bits():
     from scratchnet.array import use_tf32
 
@@ -107,7 +121,7 @@ def test_compute_sanitizer_finds_nothing(tool):
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")
-    code = "import test_gpu, numpy; test_gpu.train('cuda', numpy.float32, batch=7, steps=1)"
+    code = "import device; device.run_every_kernel()"
     environment = {"PYTHONPATH": f"{HERE}:{HERE / 'cuda'}:{HERE.parent}", "PATH": "/usr/bin:/bin"}
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
