@@ -1,15 +1,25 @@
-"""One training step of MobileNetV2 on an NVIDIA GPU against PyTorch on the same card; writes docs/results/gpu.md.
+"""All that is to be known of a machine with an NVIDIA GPU, in about ten minutes; writes docs/results/gpu.md as it goes.
 
-    python benchmarks/gpu.py [--batch 512] [--width 1.0] [--seconds 20]     (extras `cuda13` or `cuda12`, and `bench`)
+    python benchmarks/gpu.py [--data FOLDER] [--batch 512] [--width 1.0]   (extras `cuda13`, `bf16`, `bench`, `test`)
 
-Every engine runs alone, one after the other, until its time is up; a step's time is the median over blocks of ten steps
-between two events on the device. Beside them stands what each kernel moves, in GB/s, against what a plain copy moves on
-the same card. All of it takes about ten minutes, most of which is torch.compile.
+1. The tests that need a GPU, compute-sanitizer among them.
+2. A training step of MobileNetV2, beside PyTorch on the same card. Every engine runs alone, one after the other, until its
+   time is up; a step's time is the median over blocks of ten steps between two events on the device.
+3. What each kernel moves, in GB/s, against what a plain copy moves on the same card.
+4. With --data: `train_cifar.py --preset best` at that width, to its accuracy, with the time that it took.
+
+What fails stands in the report as such, and the rest goes on.
 """
 
 import argparse
+import json
+import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +31,48 @@ from scratchnet.kernels import gpu_norm, gpu_rows
 from scratchnet.kernels.gpu_conv import depthwise_backward, depthwise_forward
 from scratchnet.training.trainer import train_step
 
-REPORT = Path(__file__).parents[1] / "docs" / "results" / "gpu.md"
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "docs" / "results" / "gpu.md"
 BLOCK = 10  # steps between two events
+PEER = "PyTorch eager, channels_last, AMP bfloat16"
+
+
+def tests(args):
+    """How the tests that need a GPU end."""
+    environment = {**os.environ, "SCRATCHNET_REQUIRE_GPU": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--tb=line"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    said = [line for line in lines if re.match(r"(FAILED|ERROR|SKIPPED)", line)]
+    return ["## `SCRATCHNET_REQUIRE_GPU=1 pytest -m gpu`\n", f"Exit code {done.returncode}: {lines[-1]}", *said]
+
+
+# A step ---------------------------------------------------------------------------------------------------------------
+
+
+def steps(args):
+    """A training step of every engine, and its ratio to PyTorch's eager mode in mixed precision."""
+    cupy = import_cupy()
+    times = {}
+    for name, tf32, bfloat16 in (("float32", False, False), ("TF32", True, False), ("bfloat16", False, True)):
+        use_tf32(tf32)
+        times[f"scratchnet, {name}"] = cupy_ms(cupy, our_step(cupy, args, bfloat16), args.seconds)
+        cupy.get_default_memory_pool().free_all_blocks()
+    use_tf32(False)
+    for name, amp, compiled in (
+        ("PyTorch eager, TF32", False, False),
+        (PEER, True, False),
+        ("PyTorch compile, channels_last, AMP bfloat16", True, True),
+    ):
+        times[name] = torch_ms(args, amp, compiled)
+    return [
+        f"## A training step: MobileNetV2 cifar, width {args.width}, batch {args.batch}, 32×32\n",
+        "| engine | ms a step | pictures/s | times as fast as eager AMP |\n| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {ms:.2f} | {1000 * args.batch / ms:,.0f} | {times[PEER] / ms:.2f} |"
+            for name, ms in times.items()
+        ),
+    ]
 
 
 def median_ms(step, make_event, elapsed, seconds):
@@ -40,9 +90,6 @@ def median_ms(step, make_event, elapsed, seconds):
     return statistics.median(times)
 
 
-# scratchnet -----------------------------------------------------------------------------------------------------------
-
-
 def cupy_ms(cupy, step, seconds):
     """Median time of a step of ours."""
 
@@ -53,36 +100,15 @@ def cupy_ms(cupy, step, seconds):
     return median_ms(step, cupy.cuda.Event, elapsed, seconds)
 
 
-def our_step(cupy, args):
+def our_step(cupy, args, bfloat16):
     """A training step on random pictures that stay where they are."""
     rng = np.random.default_rng(0)
     model = MobileNetV2(10, args.width, "cifar", dropout=0.0, rng=rng).to("cuda")
     optimizer = sn.SGD(model.named_parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    x = as_images(cupy.asarray(rng.standard_normal((3, 32, 32, args.batch), dtype=np.float32)))
+    maps = cupy.asarray(rng.standard_normal((3, 32, 32, args.batch), dtype=np.float32))
+    x = as_images(gpu_rows.narrow(maps) if bfloat16 else maps)
     labels, criterion = cupy.asarray(rng.integers(0, 10, args.batch)), sn.CrossEntropyLoss(0.1)
     return lambda: train_step(model, criterion, optimizer, x, labels)
-
-
-def kernels(cupy, args):
-    """(name, the call, bytes that it moves) for the kernels that are bound by memory, on a wide activation."""
-    maps = cupy.asarray(np.random.default_rng(0).standard_normal((96, 32, 32, args.batch), dtype=np.float32))
-    weight, scale = cupy.ones((96, 1, 3, 3), "float32"), cupy.ones(96, "float32")
-    x, rows, geometry = as_images(maps), maps.reshape(96, -1), ((1, 1), (1, 1), (1, 1))
-    mean, _, inv_std = gpu_rows.row_statistics(rows, 1e-5)
-    y, one = gpu_norm.relu6_forward(x)[0], maps.nbytes
-    cache = gpu_norm.batch_norm_forward(x, scale, scale, 1e-5)[3]
-    return [
-        ("copy", maps.copy, 2 * one),
-        ("statistics", lambda: gpu_rows.row_statistics(rows, 1e-5), one),
-        ("normalise + ReLU6", lambda: gpu_rows.normalise(rows, mean, inv_std, scale, scale, clip=True), 2 * one),
-        ("batch norm backward", lambda: gpu_norm.batch_norm_backward(x, cache), 5 * one),
-        ("ReLU6 backward", lambda: gpu_norm.relu6_backward(x, y), 3 * one),
-        ("depthwise forward", lambda: depthwise_forward(maps, weight, *geometry), 2 * one),
-        ("depthwise backward", lambda: depthwise_backward(maps, maps, weight, *geometry), 4 * one),
-    ]
-
-
-# PyTorch --------------------------------------------------------------------------------------------------------------
 
 
 def torch_ms(args, amp, compiled):
@@ -115,48 +141,99 @@ def torch_ms(args, amp, compiled):
     return median_ms(step, lambda: torch.cuda.Event(enable_timing=True), elapsed, args.seconds)
 
 
+# Kernels --------------------------------------------------------------------------------------------------------------
+
+
+def kernels(args):
+    """What the kernels that are bound by memory move, on a wide activation, in either way to store it."""
+    cupy = import_cupy()
+    lines = ["## Kernels, on 96 channels of 32×32\n"]
+    for dtype in ("float32", "bfloat16"):
+        rates = [(name, size / cupy_ms(cupy, call, 1) / 1e6) for name, call, size in calls(cupy, args, dtype)]
+        lines += [f"| {dtype} | GB/s | of a copy's |\n| --- | --- | --- |"]
+        lines += [f"| {name} | {rate:,.0f} | {rate / rates[0][1]:.2f} |" for name, rate in rates] + [""]
+        cupy.get_default_memory_pool().free_all_blocks()
+    return lines
+
+
+def calls(cupy, args, dtype):
+    """(name, the call, bytes that it moves)."""
+    maps = cupy.asarray(np.random.default_rng(0).standard_normal((96, 32, 32, args.batch), dtype=np.float32))
+    maps = gpu_rows.narrow(maps) if dtype == "bfloat16" else maps
+    weight, scale = cupy.ones((96, 1, 3, 3), "float32"), cupy.ones(96, "float32")
+    x, rows, geometry = as_images(maps), maps.reshape(96, -1), ((1, 1), (1, 1), (1, 1))
+    mean, _, inv_std = gpu_rows.row_statistics(rows, 1e-5)
+    y, one = gpu_norm.relu6_forward(x)[0], maps.nbytes
+    cache = gpu_norm.batch_norm_forward(x, scale, scale, 1e-5)[3]
+    return [
+        ("copy", maps.copy, 2 * one),
+        ("statistics", lambda: gpu_rows.row_statistics(rows, 1e-5), one),
+        ("normalise + ReLU6", lambda: gpu_rows.normalise(rows, mean, inv_std, scale, scale, clip=True), 2 * one),
+        ("batch norm backward", lambda: gpu_norm.batch_norm_backward(x, cache), 5 * one),
+        ("ReLU6 backward", lambda: gpu_norm.relu6_backward(x, y), 3 * one),
+        ("depthwise forward", lambda: depthwise_forward(maps, weight, *geometry), 2 * one),
+        ("depthwise backward", lambda: depthwise_backward(maps, maps, weight, *geometry), 4 * one),
+    ]
+
+
+# Accuracy -------------------------------------------------------------------------------------------------------------
+
+
+def accuracy(args):
+    """A whole training by the program."""
+    if not args.data:
+        return ["## Accuracy\n", "Not measured: no --data."]
+    flags = ["--preset", "best", "--width", str(args.width), "--epochs", str(args.epochs)]
+    flags += ["--device", args.device, "--precision", args.precision, "--data", str(args.data), "--out", str(args.out)]
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "train_cifar.py", *flags], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+    result = json.loads((args.out / "result.json").read_text())
+    return [
+        f"## Accuracy: `train_cifar.py {' '.join(flags[:-4])}`\n",
+        f"Test accuracy {result['test_accuracy']:.4f}, loss {result['test_loss']:.4f}, epoch {result['best_epoch']} of "
+        f"{args.epochs}, seed 0, {seconds:.0f} s in all, on {result['data']['name']}, data {result['data']['sha256']}.",
+    ]
+
+
 def main():
-    """Measure, print, and write the report."""
+    """Measure, write the report after each part, print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--seconds", type=float, default=20, help="of measuring, for each engine")
+    parser.add_argument("--seconds", type=float, default=10, help="of measuring, for each engine")
+    parser.add_argument("--data", type=Path, help="CIFAR-10, as train_cifar.py takes it")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--precision", default="bf16", help="of the training")
+    parser.add_argument("--device", default="cuda", help="of the training")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-best")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
-    cupy = import_cupy()
-    rows = []
-    for name, tf32 in (("scratchnet, float32", False), ("scratchnet, TF32", True)):
-        use_tf32(tf32)
-        rows.append((name, cupy_ms(cupy, our_step(cupy, args), args.seconds)))
-    bandwidth = [(name, size / cupy_ms(cupy, call, 2) / 1e6) for name, call, size in kernels(cupy, args)]
-    cupy.get_default_memory_pool().free_all_blocks()
-    for name, amp, compiled in (
-        ("PyTorch eager, TF32", False, False),
-        ("PyTorch eager, channels_last, AMP bfloat16", True, False),
-        ("PyTorch compile, channels_last, AMP bfloat16", True, True),
-    ):
-        rows.append((name, torch_ms(args, amp, compiled)))
-    REPORT.write_text(report(cupy, args, rows, bandwidth), encoding="utf-8")
+    try:
+        import_cupy()
+    except sn.DeviceError as error:
+        sys.exit(f"benchmarks/gpu.py: error: {error}")
+    text = [f"# On a GPU\n\n{machine()} `python benchmarks/gpu.py {' '.join(sys.argv[1:])}`\n"]
+    for part in args.only:
+        try:
+            text += [*PARTS[part](args), ""]
+        except Exception as error:  # the other parts are worth having
+            text += [f"## {part}\n\nFailed: {type(error).__name__}: {error}\n"]
+        REPORT.write_text("\n".join(text), encoding="utf-8")
+        print(f"{part} done", flush=True)
     print(REPORT.read_text(encoding="utf-8"))
 
 
-def report(cupy, args, rows, bandwidth):
-    """The report's text."""
-    import torch
+PARTS = {"tests": tests, "steps": steps, "kernels": kernels, "accuracy": accuracy}
 
+
+def machine():
+    """The card and the versions, as a sentence."""
+    cupy = import_cupy()
     card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    copied = bandwidth[0][1]
-    lines = [
-        "# On a GPU\n",
-        f"{card}, Python {platform.python_version()}, CuPy {cupy.__version__}, PyTorch {torch.__version__}. "
-        f"`python benchmarks/gpu.py --batch {args.batch} --width {args.width} --seconds {args.seconds:g}`, seed 0.\n",
-        f"A training step of MobileNetV2 cifar, width {args.width}, batch {args.batch}, 32×32.\n",
-        "| engine | ms a step | pictures/s |\n| --- | --- | --- |",
-        *(f"| {name} | {ms:.2f} | {1000 * args.batch / ms:,.0f} |" for name, ms in rows),
-        "\nKernels, on 96 channels of 32×32, float32.\n",
-        "| kernel | GB/s | of a copy's |\n| --- | --- | --- |",
-        *(f"| {name} | {rate:,.0f} | {rate / copied:.2f} |" for name, rate in bandwidth),
-    ]
-    return "\n".join(lines) + "\n"
+    return f"{card}, Python {platform.python_version()}, NumPy {np.__version__}, CuPy {cupy.__version__}."
 
 
 if __name__ == "__main__":

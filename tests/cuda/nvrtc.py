@@ -1,6 +1,7 @@
 """NVRTC, CUDA's compiler as a library, through its C interface: no GPU, no driver and no CuPy are needed.
 
-The wheel nvidia-cuda-nvrtc brings it (extra `kernels-ci`); the kernels include no header of CUDA's.
+The wheel nvidia-cuda-nvrtc brings it (extra `kernels-ci`); the kernels include no header of CUDA's. Run as a program,
+`python tests/cuda/nvrtc.py`, it prints what every kernel takes, as a table.
 """
 
 import ctypes
@@ -98,3 +99,30 @@ def _usage(log):
         }
         found[symbol] = Usage(**numbers)
     return found
+
+
+def print_table(nvrtc, architectures=("75", "80", "90"), dtypes=("float32", "float64", "bfloat16")):
+    """Each kernel's registers, of all its instantiations from the fewest to the most, its shared memory and spills."""
+    from scratchnet.kernels import gpu
+
+    print("NVRTC {}.{}\n".format(*version(nvrtc)))
+    columns = "".join(f" sm_{architecture} |" for architecture in architectures)
+    print(
+        f"| kernel | instantiations |{columns} bytes shared | bytes spilled |\n|{' --- |' * (4 + len(architectures))}"
+    )
+    for name, kernel in gpu.kernels().items():
+        found = []
+        for architecture in architectures:
+            used = []
+            for dtype in dtypes:
+                names = gpu.instantiations(kernel.source, dtype)
+                wanted = [n for n in names if n.startswith(f"{name}<")]
+                used += compile_cuda(nvrtc, gpu.text(kernel.source), architecture, gpu.OPTIONS, wanted)[1].values()
+            found.append(used)
+        registers = "".join(f" {min(u.registers for u in used)}–{max(u.registers for u in used)} |" for used in found)
+        shared, spills = (max(getattr(u, what) for used in found for u in used) for what in ("shared", "spills"))
+        print(f"| {name} | {len(found[0])} |{registers} {shared} | {spills} |", flush=True)
+
+
+if __name__ == "__main__":
+    print_table(library())
