@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 a number was no longer finite, memory ran out, or a file c
 cannot be had; 130 and 143 stopped by a signal: the same command with --resume goes on.
 """
 
-import functools
 import json
 import sys
 
@@ -15,18 +14,19 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import bfloat16_dtype, resolve_device, use_tf32
 from scratchnet.trace import trace
-from scratchnet.training import cifar10, optim, schedule, shapes
+from scratchnet.training import cifar10, shapes
 from scratchnet.training.average import WeightAverage
-from scratchnet.training.batches import Batches, split
+from scratchnet.training.batches import split
 from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.console import Console
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.flags import FREE, NORMALISE, UsageError, parse
+from scratchnet.training.flags import UsageError, parse
 from scratchnet.training.folder import FolderError, RunFolder
 from scratchnet.training.memory import bytes_per_picture, out_of_memory, room
 from scratchnet.training.pictures import PictureError, read_pictures
 from scratchnet.training.report import say_header, say_result
 from scratchnet.training.resume import resume
+from scratchnet.training.setup import make_augmentation, make_batches, make_config, make_optimizer, make_schedule
 from scratchnet.training.shapes import draw_shapes
 from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer
 
@@ -213,47 +213,10 @@ def make_model(args, rng):
     return MobileNetV2(10, args.width, args.variant, args.dropout, **residual, rng=rng)
 
 
-def make_batches(args, dataset, **options):
-    """Batches of a data set."""
-    mean, std = NORMALISE[args.normalise]
-    form = {"batch_size": args.batch_size, "image_size": args.image_size, "bfloat16": args.precision == "bf16"}
-    return Batches(dataset, seed=args.seed, mean=mean, std=std, **form | options)
-
-
-def make_augmentation(args):
-    """What happens to the training pictures, as options of `Batches`."""
-    alternate = args.augment == "crop-alternate"
-    return {"augment": args.augment != "none", "padding": args.crop_padding, "alternate": alternate}
-
-
 def evaluate_test(model, args, test, device):
     """The `Evaluation` of the test pictures."""
     batches = make_batches(args, test, shuffle=False, device=device)
     return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test)
-
-
-def make_optimizer(args, model):
-    """The update rule, with Nesterov's momentum for SGD."""
-    parameters = list(model.named_parameters())
-    if args.optimizer == "sgd":
-        return optim.SGD(parameters, args.lr, args.momentum, args.momentum > 0, args.weight_decay)
-    return {"adam": optim.Adam, "adamw": optim.AdamW}[args.optimizer](
-        parameters, args.lr, weight_decay=args.weight_decay
-    )
-
-
-def make_schedule(args, total):
-    """Step -> learning rate, for a run of `total` steps; the cosine warms up for a twentieth of them."""
-    options = {"warmup": total // 20} if args.schedule == "cosine" else {}
-    return functools.partial(schedule.SCHEDULES[args.schedule], total=total, lr=args.lr, **options)
-
-
-def make_config(args, dataset):
-    """What decides the result of a run: flags, data, and how to name it."""
-    config = {key: value for key, value in vars(args).items() if key not in FREE}
-    config["data"] = {"name": dataset.name, "sha256": cifar10.fingerprint(dataset)}
-    config["title"] = f"MobileNetV2 {args.variant}, width {args.width}, on {dataset.name}, seed {args.seed}"
-    return config
 
 
 def weights_of(arrays):

@@ -18,7 +18,7 @@ PRESETS: dict[str, dict] = {
     "blog": {
         "variant": "blog", "image_size": 96, "normalise": "half", "epochs": 15, "batch_size": 256, "augment": "none",
         "optimizer": "adam", "lr": 0.01, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0,
-        "label_smoothing": 0.0,
+        "label_smoothing": 0.0, "dropout": 0.0,
     },
     # what gives the most in 20 epochs of width 0.5
     "best": {

@@ -13,7 +13,7 @@ def say_header(trainer, args, data, test, source):
     counts = [len(part.dataset.labels) for part in (trainer.train, trainer.validation)]
     layers = trace(trainer.model, (3, args.image_size, args.image_size))
     parameters, macs = (sum(getattr(step, what) for step in layers) for what in ("parameters", "multiply_adds"))
-    threads = f", {sn.get_num_threads()} threads" if trainer.device == "cpu" else ""
+    how = f"{sn.get_num_threads()} threads" if trainer.device == "cpu" else args.precision
     say(f"data      {data.name}, {source}")
     say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
     padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""
@@ -25,7 +25,7 @@ def say_header(trainer, args, data, test, source):
     average = f", weights averaged with decay {args.ema:g}" if args.ema else ""
     zero = ", shortcuts' other ways start at 0" if args.zero_init_residual else ""
     say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}{average}{zero}")
-    say(f"machine   {trainer.device}{threads}, NumPy {np.__version__}, seed {args.seed}")
+    say(f"machine   {trainer.device}, {how}, NumPy {np.__version__}, seed {args.seed}")
     say(f"output    {args.out}")
     if args.trace:
         say(table(layers))
