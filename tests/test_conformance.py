@@ -138,6 +138,7 @@ ROWS = [
     Row("dense as grouped", conv(4, 3, (3, 2), **ODD, path="grouped"), X),
     Row("one channel", conv(1, 1, 3, padding=1), (2, 1, 5, 3)),
     Row("grouped", conv(4, 6, (3, 2), **ODD, groups=2), X),
+    Row("grouped, no bias", conv(4, 6, (2, 3), groups=2, bias=False), X, least=(2, 3)),
     Row("grouped as dense", conv(4, 6, (3, 2), **ODD, groups=2, path="dense"), X),
     Row("grouped 1×1", conv(4, 6, 1, groups=2), X),
     Row("depthwise", conv(4, 4, 3, padding=1, groups=4), X),

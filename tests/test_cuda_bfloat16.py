@@ -123,6 +123,7 @@ def test_depthwise(rng, channels, n, k, stride):
 TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the largest number an array may be off
     "pointwise, stride": 1,
     "dense, no bias": 1,
+    "grouped, no bias": 1,
     "depthwise, more than 64 pixels": 1,
     "batch norm": 1,
     "batch norm, one channel": 1,

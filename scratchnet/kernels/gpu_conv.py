@@ -85,24 +85,34 @@ def depthwise_relu6(x, weight, bias, stride, padding, dilation):
 # By matrix products ---------------------------------------------------------------------------------------------------
 
 
-@register("cuda", lambda x, weight, stride, padding, dilation, groups: groups == 1 and is_real(x))
+@register("cuda", is_real)
 def grouped_forward(x, weight, stride, padding, dilation, groups):
-    """(CONV.2) in one launch, then one product."""
+    """(CONV.2) in one launch, then one product a group."""
     _, out_shape = geometry_of(x, weight, stride, padding, dilation)
     cols = _im2col(x, weight, stride, padding, dilation)
-    return (stored_like(weight.reshape(len(weight), -1), x) @ cols).reshape(out_shape)  # (CONV.3)
+    matrix = stored_like(weight.reshape(len(weight), -1), x)
+    y = _for_each_group(lambda w, seen: w @ seen, groups, matrix, cols)  # (CONV.3)
+    return y.reshape(out_shape)
 
 
-@register("cuda", lambda dy, x, weight, stride, padding, dilation, groups: groups == 1 and is_real(x))
+@register("cuda", lambda dy, *_: is_real(dy))
 def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
-    """Two products, then (CONV.7) in one launch."""
+    """Two products a group, then (CONV.7) in one launch."""
     geometry, _ = geometry_of(x, weight, stride, padding, dilation)
     grad, matrix = dy.reshape(len(dy), -1), stored_like(weight.reshape(len(weight), -1), x)
-    dweight = widened(grad @ _im2col(x, weight, stride, padding, dilation).T)  # (CONV.5)
-    dcols = matrix.T @ grad  # (CONV.6)
+    cols = _im2col(x, weight, stride, padding, dilation)
+    dweight = widened(_for_each_group(lambda g, seen: g @ seen.T, groups, grad, cols))  # (CONV.5)
+    dcols = _for_each_group(lambda w, g: w.T @ g, groups, matrix, grad)  # (CONV.6)
     dx = get_array_module(x).empty_like(x)
     launch("col2im", (), blocks(_per_channel(x), len(x)), dcols, dx, *geometry)
     return dx, dweight.reshape(weight.shape)
+
+
+def _for_each_group(product, groups, *matrices):
+    """The rows of the matrices dealt out to the groups, a product of each, one below the other."""
+    xp = get_array_module(matrices[0])
+    parts = [product(*rows) for rows in zip(*(xp.split(matrix, groups) for matrix in matrices), strict=True)]
+    return parts[0] if groups == 1 else xp.concatenate(parts)
 
 
 def _im2col(x, weight, stride, padding, dilation):

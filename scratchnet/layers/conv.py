@@ -215,7 +215,7 @@ class Conv2d(Module):
 
     @property
     def takes_bfloat16(self):  # type: ignore[override]  # noqa: D102
-        return self.bias is None and (self.groups == 1 or self.channelwise and self.path == "depthwise")
+        return self.bias is None and (self.path != "depthwise" or self.channelwise)
 
     @property
     def multiply_adds(self):

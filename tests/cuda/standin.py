@@ -28,7 +28,8 @@ counts: Counter = Counter()
 _SCALARS = (bool, int, float, complex, np.generic)
 _FREE = {"empty", "empty_like"}  # allocate, and start nothing
 _FROM_HOST = {"array", "asarray", "asanyarray"}
-_COPIES = {"ascontiguousarray", "astype", "copy", "empty_like", "reshape", "transpose", "zeros_like"}  # for bfloat16
+# What bfloat16 has, beside products
+_COPIES = {"ascontiguousarray", "astype", "copy", "empty_like", "reshape", "split", "transpose", "zeros_like"}
 
 
 def _refuse(value):
@@ -51,7 +52,7 @@ def _bare(value):
 def _dressed(value):
     if isinstance(value, (np.ndarray, np.generic)):
         return ndarray(np.asarray(value))
-    return tuple(map(_dressed, value)) if type(value) is tuple else value
+    return type(value)(map(_dressed, value)) if type(value) in (tuple, list) else value
 
 
 def _launched(result, *sources, copies=False):
