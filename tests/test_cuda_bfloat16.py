@@ -121,9 +121,9 @@ def test_depthwise(rng, channels, n, k, stride):
 # The layers, and training, on the stand-in ------------------------------------------------------------------------------
 
 TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the largest number an array may be off
-    "pointwise, stride": 1,
-    "dense, no bias": 1,
-    "grouped, no bias": 1,
+    "pointwise, stride": 2,  # half a unit each: the weight, the product, in dx the sum over taps
+    "dense, no bias": 2,
+    "grouped, no bias": 2,
     "depthwise, more than 64 pixels": 1,
     "batch norm": 1,
     "batch norm, one channel": 1,
