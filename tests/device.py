@@ -4,8 +4,8 @@ import copy
 
 import numpy as np
 import pytest
+from conformance import MODES, ROWS, Case
 from strategies import in_layout
-from test_conformance import MODES, ROWS, Case
 
 import scratchnet as sn
 import train_cifar
@@ -22,7 +22,7 @@ def on_the_host(values):
 
 
 def step_on_the_device(module, x, dy):
-    """As `test_conformance.step`, on the device."""
+    """As `conformance.step`, on the device."""
     module = copy.deepcopy(module).to("cuda")
     x, dy = to_device(x, "cuda"), to_device(dy, "cuda") if dy.ndim else float(dy)
     module.zero_grad()

@@ -1,235 +1,28 @@
-"""The contract of every layer, one table: a row is a layer with its options, and every row passes every check below.
-
-A new layer, option or container is tested by adding a row to ROWS. A new kernel is tested by the rows that run it:
-there is a check that some row does.
-"""
+"""The contract of every layer: what every row of the table in `conformance.py` passes."""
 
 import copy
-import functools
 import inspect
 import pkgutil
 import re
 import sys
 import threading
-import zlib
-from collections.abc import Callable
 from contextlib import contextmanager
 from importlib import import_module
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from strategies import LAYOUTS, in_layout, kink_free, normal
+from conformance import EPS32, MODES, ROWS, Case, close, cut_small, each_row, same_bits, step
+from strategies import LAYOUTS, in_layout, normal
 
 import scratchnet as sn
 from models import MobileNetV2
-from models.mobilenetv2 import inverted_residual
 from scratchnet import kernels, layers, slabs
-from scratchnet.array import as_maps, get_array_module
+from scratchnet.array import as_maps
 from scratchnet.kernels import depthwise_norm
 from scratchnet.training.optim import SGD
 
-EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+EPS64 = float(np.finfo(np.float64).eps)
 SLAB_ULPS = 64  # a kernel may add up a row in another order when it is given fewer rows
-SMOOTH = ("complex-step", "four-point", "finite-difference")
-
-
-class Row(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-        make: (rng, dtype) -> Module.
-        shape: of x; sizes that all differ.
-        least: the smallest H and W that the layer takes.
-        draw: (rng, shape) -> x.
-        cut: compute it in slabs as small as they get.
-        samples: how many elements of each array the gradient check takes; None takes all.
-        methods: of the gradient check; differences need a picture whose every rectifier input is away from the kinks.
-        ulps: how far float32 may be from float64, in units of 2^-23 of the largest number of an array.
-    """
-
-    name: str
-    make: Callable
-    shape: tuple
-    least: tuple = (1, 1)
-    draw: Callable = normal
-    cut: bool = False
-    samples: int | None = None
-    methods: tuple = SMOOTH
-    ulps: int = 32
-
-
-class Criterion(sn.Module):
-    """CrossEntropyLoss as a module of one argument: the labels are 0, 2, 4, … modulo the number of classes."""
-
-    def __init__(self, label_smoothing):
-        self.loss = sn.CrossEntropyLoss(label_smoothing)
-
-    def forward(self, x):
-        n, classes = getattr(x, "shape", (1, 1))
-        return self.loss(x, get_array_module(x).arange(n) * 2 % classes)
-
-    def backward(self, dloss):
-        return self.loss.backward(dloss)
-
-
-def conv(*args, path=None, **options):
-    """A factory of one Conv2d, on a path that is not its first choice where one is named."""
-
-    def make(rng, dtype):
-        layer = sn.Conv2d(*args, **options, dtype=dtype, rng=rng)
-        if path:
-            layer.path = path
-        return layer
-
-    return make
-
-
-def chain(*makers, container=sn.Sequential):
-    """A factory of a container: each maker is (rng, dtype) -> Module, or makes a Module without arguments."""
-
-    def make(rng, dtype):
-        return container(*(maker(rng, dtype) if inspect.isfunction(maker) else maker() for maker in makers))
-
-    return make
-
-
-def norm(channels, **options):
-    return lambda rng, dtype: sn.BatchNorm2d(channels, **options, dtype=dtype)
-
-
-def dropout(p):
-    return lambda rng, dtype: sn.Dropout(p, rng=np.random.default_rng(5))
-
-
-def linear(*args, **options):
-    return lambda rng, dtype: sn.Linear(*args, **options, dtype=dtype, rng=rng)
-
-
-def only(layer, *args, **options):
-    return lambda rng, dtype: layer(*args, **options)
-
-
-def block(ins, outs, t, stride):
-    """MobileNetV2's, the expansion always there."""
-    return lambda rng, dtype: inverted_residual(ins, outs, t, stride, True, dtype=dtype, rng=rng)
-
-
-def named(rng, dtype):
-    inner = sn.Sequential({"conv": sn.Conv2d(4, 3, 1, dtype=dtype, rng=rng), "pool": sn.GlobalAvgPool2d()})
-    return sn.Sequential({"features": inner, "flatten": sn.Flatten(), "head": sn.Linear(3, 2, dtype=dtype, rng=rng)})
-
-
-ODD = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}  # everything different along H and W
-POOL = only(sn.AvgPool2d, 2, 1, 1)
-RUN = (norm(4), sn.ReLU6, conv(4, 4, (3, 2), **ODD, groups=4, bias=False), norm(4), sn.ReLU, POOL)
-EXPAND, DEPTHWISE, PROJECT = conv(3, 6, 1, bias=False), conv(6, 6, 3, padding=1, groups=6, bias=False), conv(6, 3, 1)
-BLOCK = (EXPAND, norm(6), sn.ReLU6, DEPTHWISE, norm(6), sn.ReLU6, PROJECT)
-X = (2, 4, 5, 3)
-
-ROWS = [
-    Row("pointwise", conv(4, 3, 1), X),
-    Row("pointwise, stride", conv(4, 3, 1, stride=(2, 3), bias=False), X),
-    Row("pointwise as dense", conv(4, 3, 1, stride=2, path="dense"), X),
-    Row("pointwise as grouped", conv(4, 3, 1, stride=2, path="grouped"), X),
-    Row("dense", conv(4, 3, (3, 2), **ODD), X, least=(1, 1)),
-    Row("dense, no bias", conv(4, 3, (2, 3), bias=False), X, least=(2, 3)),
-    Row("dense, only padding is read", conv(4, 3, 1, stride=7, padding=3), X),
-    Row("dense as grouped", conv(4, 3, (3, 2), **ODD, path="grouped"), X),
-    Row("one channel", conv(1, 1, 3, padding=1), (2, 1, 5, 3)),
-    Row("grouped", conv(4, 6, (3, 2), **ODD, groups=2), X),
-    Row("grouped, no bias", conv(4, 6, (2, 3), groups=2, bias=False), X, least=(2, 3)),
-    Row("grouped as dense", conv(4, 6, (3, 2), **ODD, groups=2, path="dense"), X),
-    Row("grouped 1×1", conv(4, 6, 1, groups=2), X),
-    Row("depthwise", conv(4, 4, 3, padding=1, groups=4), X),
-    Row("depthwise, odd geometry", conv(4, 4, (3, 2), **ODD, groups=4), X),
-    Row("depthwise, more than 64 pixels", conv(2, 2, 3, padding=1, groups=2, bias=False), (1, 2, 9, 8)),
-    Row("depthwise, stride, more than 64 pixels", conv(2, 2, 3, stride=2, padding=1, groups=2), (1, 2, 9, 8)),
-    Row("depthwise, two filters a channel", conv(4, 8, (3, 2), **ODD, groups=4), X),
-    Row("depthwise as grouped", conv(4, 8, (3, 2), **ODD, groups=4, path="grouped"), X),
-    Row("depthwise as dense", conv(4, 8, (3, 2), **ODD, groups=4, path="dense"), X),
-    Row("batch norm", norm(4), X),
-    Row("batch norm, one channel", norm(1, eps=0.1, momentum=0.3), (2, 1, 5, 3)),
-    Row("ReLU", only(sn.ReLU), X, draw=functools.partial(kink_free, kinks=(0.0,))),
-    Row("ReLU6", only(sn.ReLU6), X, draw=kink_free),
-    Row("ReLU6 of features", only(sn.ReLU6), (3, 7), draw=kink_free),
-    Row("average pool", only(sn.AvgPool2d, 2), X, least=(2, 2)),
-    Row("average pool, every option", only(sn.AvgPool2d, (3, 2), 2, 1, True, False), X),
-    Row("average pool, padding counts", only(sn.AvgPool2d, (2, 3), (3, 1), 1, True, True), X),
-    Row("global average pool", only(sn.GlobalAvgPool2d), X),
-    Row("flatten", only(sn.Flatten), X),
-    Row("linear", linear(7, 5), (3, 7)),
-    Row("linear, no bias", linear(7, 1, bias=False), (3, 7)),
-    Row("dropout", dropout(0.4), X),
-    Row("dropout, p = 0", dropout(0.0), X),
-    Row("cross entropy", only(Criterion, 0.0), (3, 5)),
-    Row("cross entropy, smoothed", only(Criterion, 0.1), (3, 5)),
-    Row("sequential", chain(conv(4, 2, 2, padding=1), sn.ReLU, sn.Flatten, dropout(0.3)), X),
-    Row("sequential, empty", chain(), X),
-    Row("named and nested", named, X),
-    Row("residual", chain(conv(4, 4, 3, padding=1), container=sn.Residual), X),
-    Row("residual, empty", chain(container=sn.Residual), X),
-    Row("channelwise run", chain(*RUN), X),
-    Row("channelwise run in slabs", chain(*RUN), X, cut=True),
-    Row("residual in slabs", chain(*RUN[:2], container=sn.Residual), X, cut=True),
-    Row("block with shortcut", block(2, 2, 2, 1), (2, 2, 4, 3)),
-    Row("block, stride", block(2, 3, 2, 2), (2, 2, 6, 3)),
-    Row("block in slabs", block(2, 2, 2, 1), (2, 2, 4, 3), cut=True),
-    Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),
-    Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
-]
-MODES = {"train": sn.Module.train, "eval": lambda module: module.eval(save=True)}
-
-
-class Case(NamedTuple):
-    """A row in a mode."""
-
-    row: Row
-    mode: str
-
-    def build(self, dtype=np.float64, shape=None, off_kinks=False):
-        """The module, x and dy, channel-major; the same numbers every time, to rounding to dtype."""
-        state, x, dy = _numbers(self.row, self.mode, shape or self.row.shape, off_kinks)
-        module = self.row.make(np.random.default_rng(0), dtype)
-        module.load_state_dict(state)
-        x, dy = (
-            in_layout(value.astype(dtype), "channel-major") if value.ndim else value.astype(dtype) for value in (x, dy)
-        )
-        return MODES[self.mode](module), x, dy
-
-
-@functools.cache
-def _numbers(row, mode, shape, off_kinks):
-    """A row's state, x and dy in float64; with every rectifier's input off its kinks where differences are taken."""
-    rng = np.random.default_rng(zlib.crc32(row.name.encode()))
-    module = MODES[mode](row.make(rng, np.float64))
-    for value in module.state_dict().values():
-        if value.ndim > 1:  # weights well away from 0, so that a difference's step is small beside them
-            value[...] = rng.choice([-1, 1], value.shape) * rng.uniform(0.5, 1, value.shape)
-        elif value.ndim == 1:  # around the zeros and ones that biases, scales and statistics start with
-            value += rng.uniform(-0.5, 0.5, value.shape)
-    state = copy.deepcopy(module.state_dict())
-    for _ in range(10_000):
-        x = row.draw(rng, shape)
-        y, distance = _forward_and_distance_from_kinks(copy.deepcopy(module), x)
-        if distance > (0.01 if off_kinks else 0):
-            return state, x, normal(rng, np.shape(y))
-    raise AssertionError(f"{row.name}: found no x of shape {shape} that keeps every rectifier's input off its kinks")
-
-
-def _forward_and_distance_from_kinks(module, x):
-    distances = [np.inf]
-    with pytest.MonkeyPatch.context() as patch:
-        for layer, kinks in ((sn.ReLU, (0,)), (sn.ReLU6, (0, 6))):
-
-            def forward(self, x, kinks=kinks, original=layer.forward):
-                distances.extend(np.abs(x - kink).min() for kink in kinks)
-                return original(self, x)
-
-            patch.setattr(layer, "forward", forward)
-        patch.setattr(slabs, "PARALLEL_BYTES", 1 << 40)
-        patch.setattr(kernels, "_enabled", False)  # no step may take the rectifiers' place
-        return module(x), min(distances)
 
 
 @pytest.fixture
@@ -239,42 +32,6 @@ def case(request, monkeypatch):
     if row.cut:
         cut_small(monkeypatch)
     return Case(row, mode)
-
-
-def cut_small(monkeypatch):
-    monkeypatch.setattr(slabs, "SLAB_BYTES", 64)
-    monkeypatch.setattr(slabs, "PARALLEL_BYTES", 1)
-
-
-def each_row(modes=tuple(MODES), rows=ROWS):
-    cases = [pytest.param((row, mode), id=f"{row.name}-{mode}") for row in rows for mode in modes]
-    return pytest.mark.parametrize("case", cases, indirect=True)
-
-
-def step(module, x, dy):
-    """Forward and backward from gradients of 0: a copy of every array that comes out or is kept, by name."""
-    module.zero_grad()
-    arrays = {"y": module(x), "dx": module.backward(dy)}
-    arrays |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    return {name: np.array(value) for name, value in (arrays | module.state_dict()).items()}
-
-
-def same_bits(got, want):
-    assert got.keys() == want.keys()
-    for name in want:
-        assert got[name].dtype == want[name].dtype and got[name].shape == want[name].shape, name
-        different = np.count_nonzero(got[name] != want[name])
-        assert got[name].tobytes() == want[name].tobytes(), f"{different} of {want[name].size} numbers of {name} differ"
-
-
-def close(got, want, rtol):
-    """Equal to rtol of the largest number of each array; where that is tiny, of a thousandth of the largest of all."""
-    floor = 1e-3 * max(np.abs(value).max() for value in want.values())
-    assert got.keys() == want.keys()
-    for name in want:
-        assert got[name].shape == want[name].shape, name
-        error = np.abs(got[name].astype(np.float64) - want[name]).max() / max(np.abs(want[name]).max(), floor)
-        assert error <= rtol, f"{name} is off by {error:.1e} of its largest number, allowed {rtol:.1e}"
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------

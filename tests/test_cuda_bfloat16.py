@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from conformance import ROWS, Case, close, step
 from device import case_in_bfloat16, halved, on_the_host, step_on_the_device, train_on_a_few_shapes
 from hostmodule import HostModule, has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import in_layout, rngs
-from test_conformance import ROWS, Case, close, step
 
 import scratchnet as sn
 import train_cifar

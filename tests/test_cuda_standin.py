@@ -7,10 +7,10 @@ import copy
 
 import numpy as np
 import pytest
+from conformance import EPS32, Case, close, each_row, step
 from device import batches, on_the_host, run_every_kernel, step_on_the_device, train_on_a_few_shapes
 from hostmodule import has_compiler
 from strategies import in_layout
-from test_conformance import EPS32, Case, close, each_row, step
 
 import scratchnet as sn
 import train_cifar

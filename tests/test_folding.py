@@ -4,10 +4,10 @@ import copy
 
 import numpy as np
 import pytest
+from conformance import cut_small
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import rngs
-from test_conformance import cut_small
 
 import scratchnet as sn
 from models import MobileNetV2

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conformance import EPS32, ROWS, Case, close, each_row, step
 from device import case_in_bfloat16, on_the_host, step_on_the_device, train_on_a_few_shapes
 from strategies import in_layout
-from test_conformance import EPS32, ROWS, Case, close, each_row, step
 from test_cuda_bfloat16 import HALF_ULP, TAKEN
 
 import scratchnet as sn
