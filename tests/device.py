@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from conformance import MODES, ROWS, Case
+from conformance import EPS32, MODES, ROWS, Case, close, step
 from strategies import in_layout
 
 import scratchnet as sn
@@ -42,6 +42,15 @@ def train_on_a_few_shapes(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cifar, "draw_shapes", few)
         return train_cifar.main([*flags, *arguments])
+
+
+def held_to_the_cpu(case, dtype, fast, ulps):
+    """A case's step on the device, with kernels or without, which is that of the layers' files in float64 on the CPU."""
+    sn.use_kernels(fast)
+    got = step_on_the_device(*case.build(dtype))
+    sn.use_kernels(False)
+    close(got, step(*case.build(np.float64)), 1e-11 if dtype == np.float64 else ulps * EPS32)
+    return got
 
 
 def batches(device, **options):

@@ -1,10 +1,12 @@
-"""Small runs of train_cifar.py, for the tests: a few drawn pictures and a very narrow network."""
+"""Small runs of train_cifar.py, for the tests: a few drawn pictures and a very narrow network; and small checkpoints."""
 
 import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 import train_cifar
 from scratchnet.training import checkpoint, shapes
@@ -58,3 +60,14 @@ def content(folder):
         ]
     kept = {key: header[key] for key in ("epoch", "batch", "best", "loss", "accuracy", "generator", "config")}
     return {key: value.tobytes() for key, value in arrays.items()}, kept, rows
+
+
+def numbered(number):
+    """A checkpoint that says which one it is, too large for one buffer of Python's files."""
+    return {"w": np.full(5000, number, np.float64)}, {"number": number}
+
+
+def number_of(found):
+    arrays, header, _ = found
+    assert (arrays["w"] == header["number"]).all()
+    return header["number"]

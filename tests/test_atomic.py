@@ -9,23 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import number_of, numbered
 
 from scratchnet.training import atomic
 from scratchnet.training.checkpoint import load, load_latest, save_rotating
 
 ROOT = Path(__file__).parent.parent
 SLOW = os.environ.get("SCRATCHNET_SLOW") == "1"
-
-
-def numbered(number):
-    """A checkpoint that says which one it is, too large for one buffer of Python's files."""
-    return {"w": np.full(5000, number, np.float64)}, {"number": number}
-
-
-def number_of(found):
-    arrays, header, _ = found
-    assert (arrays["w"] == header["number"]).all()
-    return header["number"]
 
 
 KILLED = """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import number_of, numbered
 
 from scratchnet.training import archive, checkpoint
 from scratchnet.training.checkpoint import CheckpointError, load, load_latest, save, save_rotating
@@ -21,17 +22,6 @@ ARRAYS = {
     "order": np.array([3, 1, 2], np.uint8),
 }
 HEADER = {"network": "cifar 0.5", "epoch": 3, "accuracy": 0.1 + 0.2, "rng": {"state": 2**127 + 1}, "note": None}
-
-
-def numbered(number):
-    """A checkpoint that says which one it is, too large for one buffer of Python's files."""
-    return {"w": np.full(5000, number, np.float64)}, {"number": number}
-
-
-def number_of(found):
-    arrays, header, _ = found
-    assert (arrays["w"] == header["number"]).all()
-    return header["number"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import copy
 
 import numpy as np
 import pytest
-from conformance import EPS32, Case, close, each_row, step
-from device import batches, on_the_host, run_every_kernel, step_on_the_device, train_on_a_few_shapes
+from conformance import Case, close, each_row
+from device import batches, held_to_the_cpu, on_the_host, run_every_kernel, train_on_a_few_shapes
 from hostmodule import has_compiler
 from strategies import in_layout
 
@@ -37,11 +37,7 @@ def case(request):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @each_row()
 def test_the_conformance_table(case, dtype, fast):
-    module, x, dy = case.build(dtype)
-    sn.use_kernels(fast)
-    got = step_on_the_device(module, x, dy)
-    sn.use_kernels(False)
-    close(got, step(*case.build(np.float64)), 1e-11 if dtype == np.float64 else case.row.ulps * EPS32)
+    got = held_to_the_cpu(case, dtype, fast, case.row.ulps)
     assert {name: value.dtype for name, value in got.items()} == {
         name: np.int64 if name.endswith("num_batches_tracked") else dtype for name in got
     }
