@@ -91,7 +91,7 @@ def bfloat16_dtype():
 
 
 def is_bfloat16(x):
-    """Whether an array's numbers are stored in 16 bits. `scratchnet.kernels.gpu_stored` says what then computes."""
+    """Whether an array's numbers are stored in 16 bits. `kernels.gpu_bfloat16` says what then computes."""
     return x.dtype.name == "bfloat16"
 
 

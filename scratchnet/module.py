@@ -7,7 +7,8 @@ order of `forward` and hand each result on. No topological sort is needed, since
 The contract of every layer:
     forward   saves what backward needs in a *one-shot* cache: one forward serves one backward.
     backward  takes dy = ∂loss/∂y, returns dx = ∂loss/∂x, and *adds* ∂loss/∂parameter to `parameter.grad`.
-    Neither writes into an array that it did not allocate, and both keep the dtype.
+    Neither writes into an array that it did not allocate, and both keep the dtype (but for the global pooling, which
+    makes float32 of bfloat16).
 """
 
 import copy

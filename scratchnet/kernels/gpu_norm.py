@@ -10,8 +10,14 @@ from scratchnet.array import as_images, as_maps, as_matrix, get_array_module
 from scratchnet.kernels import register
 from scratchnet.kernels.gpu import blocks, is_real, launch, reducing, sum_dtype, vector
 from scratchnet.kernels.gpu_conv import geometry_of, input_gradient, weight_gradient, window
-from scratchnet.kernels.gpu_rows import input_gradient as rows_gradient
-from scratchnet.kernels.gpu_rows import norm_gradient, normalise, parameter_gradients, row_statistics, statistics
+from scratchnet.kernels.gpu_rows import (
+    norm_gradient,
+    normalise,
+    parameter_gradients,
+    row_statistics,
+    rows_gradient,
+    statistics,
+)
 
 
 @register("cuda", is_real)

@@ -44,7 +44,7 @@ def parameter_gradients(grad, rows, mean, inv_std, weight, bias, clip):
     return dweight, dbias
 
 
-def input_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip):
+def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip):
     """Dx of `normalise` for statistics that follow x; with `clip`, dx without the factor weight · inv_std."""
     dx = get_array_module(grad).empty_like(rows)
     m = rows.shape[1]
@@ -55,10 +55,10 @@ def input_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip
 
 
 def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
-    """Dx, dweight and dbias of `normalise`, dx as `input_gradient` says."""
+    """Dx, dweight and dbias of `normalise`, dx as `rows_gradient` says."""
     saved = mean, inv_std, weight, bias
     dweight, dbias = parameter_gradients(grad, rows, *saved, clip)
-    return input_gradient(grad, rows, *saved, dweight, dbias, clip), dweight, dbias
+    return rows_gradient(grad, rows, *saved, dweight, dbias, clip), dweight, dbias
 
 
 def clip_rows(y, bias):
