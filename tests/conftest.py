@@ -21,6 +21,8 @@ from scratchnet.array import import_cupy
 from scratchnet.kernels import gpu
 from scratchnet.kernels.depthwise import Plan
 
+pytest.register_assert_rewrite("conformance", "device", "runs")  # helpers whose assertions are to say what was wrong
+
 settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile(
     "mutation", max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
@@ -93,6 +95,14 @@ def standin(monkeypatch):
     standin.counts.clear()
     yield standin
     standin.counts.clear()
+
+
+@pytest.fixture
+def case(request):
+    """The `Case` of a test that runs for `each_row` of the conformance table."""
+    from conformance import Case
+
+    return Case(*request.param)
 
 
 @pytest.fixture

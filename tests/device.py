@@ -16,6 +16,25 @@ from scratchnet.training.cifar10 import Dataset
 from scratchnet.training.shapes import draw_shapes
 from scratchnet.training.trainer import train_step
 
+HALF_ULP = 2.0**-8  # of a number in bfloat16, relative, at most
+TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the largest number an array may be off
+    "pointwise, stride": 2,  # half a unit each: the weight, the product, in dx the sum over taps
+    "dense, no bias": 2,
+    "grouped, no bias": 2,
+    "depthwise, more than 64 pixels": 1,
+    "batch norm": 1,
+    "batch norm, one channel": 1,
+    "ReLU6": 1,
+    "ReLU6 of features": 1,
+    "global average pool": 1,
+    "sequential, empty": 1,
+    "residual, empty": 1,
+    "residual in slabs": 2,
+    "block with shortcut": 16,
+    "block, stride": 16,
+    "block in slabs": 16,
+}
+
 
 def on_the_host(values):
     return {name: to_device(value, "cpu") for name, value in values.items()}
@@ -51,6 +70,16 @@ def held_to_the_cpu(case, dtype, fast, ulps):
     sn.use_kernels(False)
     close(got, step(*case.build(np.float64)), 1e-11 if dtype == np.float64 else ulps * EPS32)
     return got
+
+
+def held_in_bfloat16(row, mode, units):
+    """A row's step in bfloat16, within so many `HALF_ULP` of the layers' files in float64; what it gave, its x and dy."""
+    module, x, dy = case_in_bfloat16(row, mode)
+    got = step_on_the_device(module, x, dy)
+    sn.use_kernels(False)
+    want = step(Case(row, mode).build(np.float64)[0], x.astype(np.float64), dy.astype(np.float64))
+    close(got, want, units * HALF_ULP)
+    return got, x, dy
 
 
 def batches(device, **options):

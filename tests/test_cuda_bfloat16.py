@@ -8,8 +8,17 @@ import sys
 
 import numpy as np
 import pytest
-from conformance import ROWS, Case, close, step
-from device import case_in_bfloat16, halved, on_the_host, step_on_the_device, train_on_a_few_shapes
+from conformance import ROWS
+from device import (
+    HALF_ULP,
+    TAKEN,
+    case_in_bfloat16,
+    halved,
+    held_in_bfloat16,
+    on_the_host,
+    step_on_the_device,
+    train_on_a_few_shapes,
+)
 from hostmodule import HostModule, has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,8 +38,6 @@ from scratchnet.training.trainer import train_step
 
 pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
-
-HALF_ULP = 2.0**-8  # of a number in bfloat16, relative, at most
 
 
 def stored(x):
@@ -120,35 +127,13 @@ def test_depthwise(rng, channels, n, k, stride):
 
 # The layers, and training, on the stand-in ------------------------------------------------------------------------------
 
-TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the largest number an array may be off
-    "pointwise, stride": 2,  # half a unit each: the weight, the product, in dx the sum over taps
-    "dense, no bias": 2,
-    "grouped, no bias": 2,
-    "depthwise, more than 64 pixels": 1,
-    "batch norm": 1,
-    "batch norm, one channel": 1,
-    "ReLU6": 1,
-    "ReLU6 of features": 1,
-    "global average pool": 1,
-    "sequential, empty": 1,
-    "residual, empty": 1,
-    "residual in slabs": 2,
-    "block with shortcut": 16,
-    "block, stride": 16,
-    "block in slabs": 16,
-}
-
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in TAKEN], ids=lambda row: row.name)
 def test_layers_compute_on_it(standin, row, mode):
-    module, x, dy = case_in_bfloat16(row, mode)
-    got = step_on_the_device(module, x, dy)
-    sn.use_kernels(False)
-    want = step(Case(row, mode).build(np.float64)[0], x.astype(np.float64), dy.astype(np.float64))
+    got, x, dy = held_in_bfloat16(row, mode, TAKEN[row.name])
     assert got["dx"].dtype == x.dtype and got["y"].dtype == dy.dtype
     assert {value.dtype.name for name, value in got.items() if name not in ("y", "dx")} <= {"float32", "int64"}
-    close(got, want, TAKEN[row.name] * HALF_ULP)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name not in TAKEN], ids=lambda row: row.name)

@@ -7,7 +7,7 @@ import copy
 
 import numpy as np
 import pytest
-from conformance import Case, close, each_row
+from conformance import close, each_row
 from device import batches, held_to_the_cpu, on_the_host, run_every_kernel, train_on_a_few_shapes
 from hostmodule import has_compiler
 from strategies import in_layout
@@ -26,11 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not has_compiler(), reason="g++ is not installed"),
     pytest.mark.usefixtures("standin"),
 ]
-
-
-@pytest.fixture
-def case(request):
-    return Case(*request.param)
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conformance import ROWS, Case, close, each_row, step
-from device import case_in_bfloat16, held_to_the_cpu, on_the_host, step_on_the_device, train_on_a_few_shapes
+from conformance import ROWS, close, each_row
+from device import TAKEN, held_in_bfloat16, held_to_the_cpu, on_the_host, train_on_a_few_shapes
 from strategies import in_layout
-from test_cuda_bfloat16 import HALF_ULP, TAKEN
 
 import scratchnet as sn
 from models import MobileNetV2
@@ -26,11 +25,6 @@ from scratchnet.training.trainer import train_step
 
 pytestmark = pytest.mark.gpu
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def case(request):
-    return Case(*request.param)
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["kernels", "plain"])
@@ -69,11 +63,7 @@ def test_two_runs_have_the_same_bits(batch):
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in TAKEN], ids=lambda row: row.name)
 def test_layers_compute_on_bfloat16(row):
-    module, x, dy = case_in_bfloat16(row, "train")
-    got = step_on_the_device(module, x, dy)
-    sn.use_kernels(False)
-    want = step(Case(row, "train").build(np.float64)[0], x.astype(np.float64), dy.astype(np.float64))
-    close(got, want, 2 * TAKEN[row.name] * HALF_ULP)
+    held_in_bfloat16(row, "train", 2 * TAKEN[row.name])
 
 
 def test_the_program_stores_activations_in_bfloat16(tmp_path):

@@ -11,7 +11,7 @@ import math
 from scratchnet.array import as_images, as_matrix, full_precision, get_array_module, is_bfloat16
 from scratchnet.kernels import register
 from scratchnet.kernels.gpu import blocks, is_real, launch, reducing, sum_dtype, vector
-from scratchnet.kernels.gpu_rows import clip_rows, row_statistics, row_sums_of, stored_like, widened
+from scratchnet.kernels.gpu_rows import row_statistics, row_sums_of, shift_and_clip, stored_like, widened
 from scratchnet.windows import output_size
 
 FOLD_THREADS = 64  # a block that goes over a row of weights, at most some hundred numbers
@@ -78,7 +78,7 @@ def weight_gradient(dy, x, weight, stride, padding, dilation):
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):
     """Bias and bounds in place (layers/folding.py)."""
     y = depthwise_forward(x, weight, stride, padding, dilation)
-    clip_rows(y.reshape(len(y), -1), bias)  # (FOLD.2)
+    shift_and_clip(y.reshape(len(y), -1), bias)  # (FOLD.2)
     return y
 
 
@@ -128,14 +128,8 @@ def _im2col(x, weight, stride, padding, dilation):
 def clipped_product(centred, scaled, beta):
     """The product of (FUSE.5), and a pass over it in place."""
     y = stored_like(scaled, centred) @ centred
-    clip_rows(y, beta)
+    shift_and_clip(y, beta)
     return y
-
-
-@register("cuda", is_real)
-def shift_and_clip(y, bias):
-    """One pass (FOLD.2)."""
-    clip_rows(y, bias)
 
 
 # A 1×1 convolution, batch norm, ReLU6 (layers/fused.py) ----------------------------------------------------------------

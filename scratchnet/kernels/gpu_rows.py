@@ -4,7 +4,8 @@ What is kept a channel is of the dtype in which is computed: float32 where the r
 """
 
 from scratchnet.array import bfloat16_dtype, get_array_module, is_bfloat16
-from scratchnet.kernels.gpu import blocks, launch, reducing, sum_dtype, vector
+from scratchnet.kernels import register
+from scratchnet.kernels.gpu import blocks, is_real, launch, reducing, sum_dtype, vector
 
 
 def statistics(parts, eps):
@@ -61,8 +62,9 @@ def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
     return rows_gradient(grad, rows, *saved, dweight, dbias, clip), dweight, dbias
 
 
-def clip_rows(y, bias):
-    """Y (O, M) becomes clip(y + bias, 0, 6)."""
+@register("cuda", is_real)
+def shift_and_clip(y, bias):
+    """One pass, in place (FOLD.2)."""
     v = vector(y.shape[1], y)
     launch("clip_rows", (v,), blocks(y.shape[1] // v, len(y)), y, bias, y.shape[1])
 
