@@ -13,21 +13,21 @@ import numpy as np
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import bfloat16_dtype, resolve_device, use_tf32
+from scratchnet.data import cifar10, shapes
+from scratchnet.data.pictures import PictureError, read_pictures
+from scratchnet.data.shapes import draw_shapes
+from scratchnet.program.console import Console
+from scratchnet.program.flags import UsageError, parse
+from scratchnet.program.folder import FolderError, RunFolder
+from scratchnet.program.memory import bytes_per_picture, out_of_memory, room
+from scratchnet.program.report import say_header, say_result
+from scratchnet.program.resume import resume
+from scratchnet.program.setup import make_augmentation, make_batches, make_config, make_optimizer, make_schedule
 from scratchnet.trace import trace
-from scratchnet.training import cifar10, shapes
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.batches import split
 from scratchnet.training.checkpoint import CheckpointError, load, part
-from scratchnet.training.console import Console
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.flags import UsageError, parse
-from scratchnet.training.folder import FolderError, RunFolder
-from scratchnet.training.memory import bytes_per_picture, out_of_memory, room
-from scratchnet.training.pictures import PictureError, read_pictures
-from scratchnet.training.report import say_header, say_result
-from scratchnet.training.resume import resume
-from scratchnet.training.setup import make_augmentation, make_batches, make_config, make_optimizer, make_schedule
-from scratchnet.training.shapes import draw_shapes
 from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer
 
 VALIDATION = 0.1  # of the training pictures
@@ -181,7 +181,7 @@ def load_data(args, console):
                 f"!!! NO CIFAR-10: {error}. TRAINING ON DRAWN SHAPES INSTEAD: ten classes of generated pictures, whose "
                 "accuracy says nothing about CIFAR-10. Give its folder or archive with --data for the real thing."
             )
-    return *draw_shapes(seed=args.seed), "generated (scratchnet/training/shapes.py)"
+    return *draw_shapes(seed=args.seed), "generated (scratchnet/data/shapes.py)"
 
 
 def make_trainer(args, data, device, console):

@@ -21,8 +21,8 @@ from engines import LR, MOMENTUM, ROOT
 
 import scratchnet as sn
 from models import MobileNetV2
+from scratchnet.data.cifar10 import load_cifar10
 from scratchnet.training.batches import Batches
-from scratchnet.training.cifar10 import load_cifar10
 from scratchnet.training.optim import SGD
 from scratchnet.training.trainer import train_step
 

@@ -11,9 +11,9 @@ import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
 from scratchnet.array import bfloat16_dtype, to_device
+from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.shapes import draw_shapes
 from scratchnet.training.batches import Batches
-from scratchnet.training.cifar10 import Dataset
-from scratchnet.training.shapes import draw_shapes
 from scratchnet.training.trainer import train_step
 
 HALF_ULP = 2.0**-8  # of a number in bfloat16, relative, at most

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 import train_cifar
-from scratchnet.training import checkpoint, shapes
+from scratchnet.data import shapes
+from scratchnet.training import checkpoint
 
 ROOT = Path(train_cifar.__file__).parent
 SMALL = ["--sample", "--width", "0.1", "--batch-size", "25", "--epochs", "2", "--lr", "0.02", "--threads", "1"]
@@ -18,7 +19,8 @@ SMALL = ["--sample", "--width", "0.1", "--batch-size", "25", "--epochs", "2", "-
 CHILD = """
 import os, signal, sys
 import train_cifar
-from scratchnet.training import shapes, trainer
+from scratchnet.data import shapes
+from scratchnet.training import trainer
 small = lambda seed: shapes.draw_shapes(120, 40, seed)
 train_cifar.draw_shapes = small
 stop_after, number, step, done = int(sys.argv[1]), int(sys.argv[2]), trainer.train_step, 0

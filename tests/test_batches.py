@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchnet.data.cifar10 import Dataset
 from scratchnet.training import batches
 from scratchnet.training.augment import normalise, random_crop_flip, resize, resize_matrix
 from scratchnet.training.batches import Batches, split
-from scratchnet.training.cifar10 import Dataset
 
 
 def dataset(count, side=8, seed=0):

@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scratchnet.training import cifar10
-from scratchnet.training.cifar10 import ARCHIVE, FILES, FOLDER, DataError, Dataset, fingerprint, load_cifar10
+from scratchnet.data import cifar10
+from scratchnet.data.cifar10 import ARCHIVE, FILES, FOLDER, DataError, Dataset, fingerprint, load_cifar10
 
 RECORDS = 3
 SIZE = RECORDS * 3073

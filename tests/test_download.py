@@ -11,9 +11,9 @@ from urllib.request import Request
 import numpy as np
 import pytest
 
-from scratchnet.training import cifar10
-from scratchnet.training.cifar10 import ARCHIVE, DataError, find_or_download
-from scratchnet.training.download import DownloadError, _stream, fetch
+from scratchnet.data import cifar10
+from scratchnet.data.cifar10 import ARCHIVE, DataError, find_or_download
+from scratchnet.data.download import DownloadError, _stream, fetch
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 SIZE, SHA256 = len(CONTENT), hashlib.sha256(CONTENT).hexdigest()

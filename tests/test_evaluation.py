@@ -7,8 +7,8 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.array import as_maps
+from scratchnet.data.cifar10 import Dataset
 from scratchnet.training.batches import Batches
-from scratchnet.training.cifar10 import Dataset
 from scratchnet.training.evaluation import Evaluation, confusion_lines, draw_confusion, evaluate, mirror
 
 CLASSES = ("left", "right", "none")

@@ -5,7 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
-from scratchnet.training.pictures import PictureError, read_pictures
+from scratchnet.data.pictures import PictureError, read_pictures
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchnet.training import shapes
-from scratchnet.training.cifar10 import fingerprint
-from scratchnet.training.shapes import CLASSES, SHAPES, draw_shapes
+from scratchnet.data import shapes
+from scratchnet.data.cifar10 import fingerprint
+from scratchnet.data.shapes import CLASSES, SHAPES, draw_shapes
 
 SINGLE = ("disc", "ring", "square", "frame", "triangle", "cross")
 

@@ -11,7 +11,9 @@ import pytest
 from runs import ROOT, SMALL, child, content, few_pictures, run
 
 import train_cifar
-from scratchnet.training import checkpoint, cifar10, flags, trainer
+from scratchnet.data import cifar10
+from scratchnet.program import flags
+from scratchnet.training import checkpoint, trainer
 
 
 @pytest.fixture(autouse=True)

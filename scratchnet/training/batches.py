@@ -17,9 +17,9 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, to_device
+from scratchnet.data.cifar10 import MEAN, STD, Dataset
 from scratchnet.kernels.gpu_rows import narrow
 from scratchnet.training.augment import affine, draw_crop_flip, normalise, random_crop_flip, resize, take_batch
-from scratchnet.training.cifar10 import MEAN, STD, Dataset
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

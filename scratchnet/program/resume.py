@@ -1,7 +1,7 @@
 """Going on with a run: only with what it began with, or with what changes are asked for."""
 
+from scratchnet.program.flags import UsageError
 from scratchnet.training.checkpoint import load_latest
-from scratchnet.training.flags import UsageError
 
 LENGTH = (
     ". The schedule spreads over all epochs, so that a run that is made longer or shorter is not the run that would have "

@@ -2,9 +2,10 @@
 
 import functools
 
-from scratchnet.training import cifar10, optim, schedule
+from scratchnet.data import cifar10
+from scratchnet.program.flags import FREE, NORMALISE
+from scratchnet.training import optim, schedule
 from scratchnet.training.batches import Batches
-from scratchnet.training.flags import FREE, NORMALISE
 
 
 def make_batches(args, dataset, **options):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scratchnet.training.cifar10 import Dataset
+from scratchnet.data.cifar10 import Dataset
 
 NAME = "drawn shapes"
 SIDE = 32  # pixels

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet.training.download import DownloadError, fetch
+from scratchnet.data.download import DownloadError, fetch
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from scratchnet.training import cifar10, schedule
+from scratchnet.data import cifar10
+from scratchnet.training import schedule
 
 VARIANTS = ("imagenet", "cifar", "blog")
 OPTIMIZERS = ("sgd", "adam", "adamw")
