@@ -23,12 +23,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scratchnet.kernels.gpu_conv import depthwise_backward, depthwise_forward
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.array import as_images, import_cupy, use_tf32
+from scratchnet.array import as_images
+from scratchnet.device import import_cupy, use_tf32
 from scratchnet.kernels import gpu_norm, gpu_rows
-from scratchnet.kernels.gpu_conv import depthwise_backward, depthwise_forward
 from scratchnet.training.trainer import train_step
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ optimizer therefore lays the parameters that it is given side by side, those wit
 likewise; each `parameter.data` and `parameter.grad` becomes a view. On the CPU nothing is moved: a call costs little there.
 """
 
-from scratchnet.array import device_of, get_array_module
+from scratchnet.device import device_of, get_array_module
 
 ALIGN = 64  # numbers: every parameter begins at a multiple, where matrix products and wide loads are at their fastest
 

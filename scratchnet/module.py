@@ -11,31 +11,57 @@ The contract of every layer:
     makes float32 of bfloat16).
 """
 
-import copy
+import os
+from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet import array, flat, kernels
-from scratchnet.parameter import Parameter as Parameter
+from scratchnet import device, flat, kernels
+from scratchnet.array import to_device
+from scratchnet.cache import OneShotCache
+from scratchnet.device import require_device
 
 
-class Module:
+class Parameter:
+    """An array that training changes, and the gradient of the loss with respect to it.
+
+    Attributes:
+        data: the values. Optimizers and `load_state_dict` write into this very array.
+        grad: ∂loss/∂data, of the same shape; every backward adds to it, `zero_grad` sets it to 0.
+        decay: whether weight decay pulls it towards 0 (batch norm's parameters and biases say False).
+        home: the `flat.Flat` that data and grad are views of, or None.
+    """
+
+    home = None
+
+    def __init__(self, data, *, decay=True):
+        self.data, self.decay = data, decay
+        self.grad = device.get_array_module(data).zeros_like(data)
+
+    def __repr__(self):
+        return f"Parameter(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+class LoadedKeys(NamedTuple):
+    """What `load_state_dict` left alone: keys that the state does not have, and keys that the module does not have."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module(OneShotCache):
     """Base class of all layers and networks; `scratchnet.gradcheck` has an example of a layer of your own.
 
     Attributes:
         training: True after `train()` (the default), False after `eval()`.
         saves: whether forward keeps a cache for backward.
-        channelwise: row c of y needs row c of x only, so that `slabs` may compute some rows at a time.
         takes_bfloat16: whether x may be stored in bfloat16, on a GPU, with parameters in float32.
         buffers: names of the arrays that belong to the state but are not trained, such as running statistics.
     """
 
     training = True
-    saves = True
-    channelwise = False
     takes_bfloat16 = False
     buffers: tuple[str, ...] = ()
-    _cache = None
 
     def forward(self, x):
         """Compute y from x."""
@@ -48,43 +74,20 @@ class Module:
     def __call__(self, x):  # noqa: D102
         return self.forward(x)
 
-    def save_cache(self, cache, y):
-        """Keep what backward needs, unless in eval mode; y says which dy will fit."""
-        self._cache = (cache, y.shape, y.dtype) if self.saves else None
+    def pair(self, kind):
+        """The `kernels.Pair` that computes this layer for arrays of a `device.Kind`; None where it has none."""
 
-    def take_cache(self, dy=None):
-        """What forward saved, once; dy is checked against the y that forward returned (None: a scalar, nothing to check).
+    def chain(self, prefix=""):
+        """(dotted name, layer) for each layer in the order in which forward calls them; a module by itself is one layer.
 
-        Raises:
-            RuntimeError: no forward that saves came since the last backward.
-            ValueError, TypeError: dy is not of the shape or dtype of the y that forward returned.
+        This is how plan, trace, guard and gradient check go through a network. A `Sequential` opens itself up here. Any
+        other module, and a subclass that computes in a way of its own, stays one layer, since only its forward knows.
         """
-        if self._cache is None:
-            why = (
-                "the last forward ran in eval mode, which saves nothing" if not self.saves else "no forward came before"
-            )
-            raise RuntimeError(
-                f"{self.name}: nothing saved for backward ({why}): each forward in training mode, or after "
-                "eval(save=True), serves one backward"
-            )
-        cache, shape, dtype = self._cache
-        if dy is not None:
-            self.require_gradient(dy, shape, dtype)
-        self._cache = None
-        return cache
+        yield prefix, self
 
-    def drop_cache(self):
-        """Forget what forward saved, since it no longer fits the mode, dtype or device."""
-        self._cache = None
-
-    def require_gradient(self, dy, shape, dtype):
-        """Refuse a dy that is not of the shape and dtype of y; raises ValueError or TypeError."""
-        if not array.is_array(dy):
-            raise TypeError(f"{self.name}: expected dy to be an array of shape {shape}, got {type(dy).__name__}")
-        if dy.shape != shape:
-            raise ValueError(f"{self.name}: expected dy of shape {shape}, as forward returned, got {dy.shape}")
-        if dy.dtype != dtype:
-            raise TypeError(f"{self.name}: expected dy of dtype {dtype}, as forward returned, got {dy.dtype}")
+    def facts(self):
+        """What a plan depends on, beside the layer itself."""
+        return self.training, self.saves
 
     def require(self, x, *shape):
         """Refuse an x that forward cannot take.
@@ -97,7 +100,7 @@ class Module:
             TypeError, ValueError: no array, not floating-point, another dtype or array module, another shape, empty.
         """
         wanted = f"({', '.join(map(str, shape or ('N', 'C', '…')))})"
-        if not array.is_array(x):
+        if not device.is_array(x):
             raise TypeError(f"{self.name}: expected a NumPy or CuPy array {wanted}, got {type(x).__name__}")
         if x.ndim != len(shape) if shape else x.ndim < 2:
             raise ValueError(f"{self.name}: expected x of shape {wanted}, got x of shape {x.shape}")
@@ -106,17 +109,17 @@ class Module:
             raise ValueError(f"{self.name}: expected {shape[1]} {what}, got x of shape {x.shape}")
         if x.size == 0:
             raise ValueError(f"{self.name}: x of shape {x.shape} is empty, expected at least one picture")
-        if not (x.dtype.kind in "fc" or array.is_bfloat16(x) and self._has_bfloat16_kernels(x)):
-            where = " without a kernel for it" if array.is_bfloat16(x) else ""
+        if not (x.dtype.kind in "fc" or device.is_bfloat16(x) and self._has_bfloat16_kernels(x)):
+            where = " without a kernel for it" if device.is_bfloat16(x) else ""
             raise TypeError(
                 f"{self.name}: expected floating-point x, got {x.dtype}{where}: convert it with x.astype('float32')"
             )
         own = next((value for value in vars(self).values() if isinstance(value, Parameter)), None)
-        if own is not None and (problem := array.same_kind(x, own.data)):
+        if own is not None and (problem := device.same_kind(x, own.data)):
             raise TypeError(f"{self.name}: {problem}")
 
     def _has_bfloat16_kernels(self, x):
-        return self.takes_bfloat16 and kernels.enabled() and array.device_of(x) == "cuda"
+        return self.takes_bfloat16 and kernels.enabled() and device.device_of(x) == "cuda"
 
     @property
     def name(self):
@@ -162,9 +165,17 @@ class Module:
             state: dotted name -> array, or anything that `numpy.asarray` takes (a CPU tensor of PyTorch's, say).
             strict: whether every key of this module must be there, and no other.
 
+        Returns:
+            The `LoadedKeys`: `missing_keys` and `unexpected_keys`, both empty where strict.
+
         Raises:
             ValueError, TypeError: strict and the keys differ; a shape differs; no numbers. Nothing was copied then.
         """
+        if isinstance(state, (str, bytes, os.PathLike)):
+            raise TypeError(
+                f"{self.name}: expected a state (dotted name -> array), got the path {os.fspath(state)!r}: "
+                "read the file first, as in load_state_dict(np.load(path))"
+            )
         own = self.state_dict()
         missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
         if strict and (missing or unexpected):
@@ -172,20 +183,21 @@ class Module:
                 f"{self.name}: the state does not fit: {len(missing)} missing keys {missing[:3]}, "
                 f"{len(unexpected)} unexpected keys {unexpected[:3]}"
             )
-        values = {k: v if array.is_array(v) else np.asarray(v) for k, v in state.items() if k in own}
+        values = {k: v if device.is_array(v) else np.asarray(v) for k, v in state.items() if k in own}
         for key, value in values.items():
             if value.shape != own[key].shape:
                 raise ValueError(f"{self.name}: {key} has shape {own[key].shape}, the state has {value.shape}")
             if value.dtype.kind not in "biufc":
                 raise TypeError(f"{self.name}: {key} must be numbers, the state has {value.dtype}")
         for key, value in values.items():
-            own[key][...] = array.to_device(value, array.device_of(own[key]))
+            own[key][...] = to_device(value, device.device_of(own[key]))
+        return LoadedKeys(missing, unexpected)
 
     # Modes and conversions, each over the whole tree -----------------------------------------------------------------
 
-    def train(self):
-        """Training mode: batch statistics, dropout on, forward saves for backward. Returns self."""
-        return self._set_mode(training=True, saves=True)
+    def train(self, mode=True):
+        """Training mode: batch statistics, dropout on, forward saves for backward; `train(False)` is `eval()`. Returns self."""
+        return self._set_mode(training=bool(mode), saves=bool(mode))
 
     def eval(self, save=False):
         """Evaluation mode: running statistics, dropout off; with `save`, backward works in this mode too. Returns self."""
@@ -196,12 +208,6 @@ class Module:
             vars(module).update(flags)
             module.drop_cache()
         return self
-
-    def fold_batch_norm(self):
-        """A copy for inference, with batch norm folded into the convolutions (`layers.folding`)."""
-        from scratchnet.layers.folding import fold_batch_norm  # here: layers are made of modules
-
-        return fold_batch_norm(self)
 
     def zero_grad(self):
         """Set every gradient to 0: this opens a training step, since backward only ever adds."""
@@ -214,8 +220,8 @@ class Module:
 
     def to(self, device):
         """Bring every parameter and buffer to `"cpu"` or `"cuda"`, in place. Returns self; raises DeviceError."""
-        array.require_device(device)
-        return self._convert(lambda value: array.to_device(value, device))
+        require_device(device)
+        return self._convert(lambda value: to_device(value, device))
 
     def _convert(self, change):
         for _, module in self.named_modules():
@@ -227,16 +233,11 @@ class Module:
                     setattr(module, name, change(value))
         return self
 
-    def slab(self, rows):
-        """The same layer over the channels `rows` (a slice): over views of all that it holds.
+    def extra_repr(self):
+        """What tells this layer from others of its class, as its constructor takes it."""
+        return ""
 
-        A counter (0-d buffer) counts a step once, not once a slab: only the first slab shares it.
-        """
-        part = copy.copy(self)
-        part._cache = None
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                setattr(part, name, value.rows(rows))
-            elif name in self.buffers:
-                setattr(part, name, value[rows] if value.ndim else value if rows.start == 0 else value.copy())
-        return part
+    def __repr__(self):
+        children = [f"  ({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        inside = "\n" + "\n".join(children) + "\n" if children else self.extra_repr()
+        return f"{type(self).__name__}({inside})"

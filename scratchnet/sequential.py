@@ -1,12 +1,14 @@
 """Containers: layers in a chain, and a chain with a shortcut around it.
 
 The chain rule for y = fₙ(…f₂(f₁(x))) is dx = J₁ᵀ J₂ᵀ … Jₙᵀ dy: backward calls the layers in the reverse order and hands
-each result on. At a fork the gradients of both ways add.
+each result on. At a fork the gradients of both ways add (layers/shortcut.py). In which steps the layers are called is a
+`Plan`, made at the first forward and kept until something changes that it depends on.
 """
 
-from scratchnet import array, kernels, slabs
+from scratchnet.device import is_array, kind_of
+from scratchnet.fused.inference import fold_batch_norm
 from scratchnet.module import Module
-from scratchnet.threads import short_rows
+from scratchnet.plan import Plan, ShortcutMark, refuse_twice, signature
 
 
 class Sequential(Module):
@@ -14,10 +16,11 @@ class Sequential(Module):
 
     Raises:
         TypeError: something is not a Module.
-        ValueError: a name has a dot, or is taken by an attribute that every module has.
+        ValueError: a name has a dot, or is taken by an attribute that every module has; a layer stands in two places.
     """
 
-    _steps = None
+    _plan: Plan | None = None
+    _signature = None
 
     def __init__(self, *layers):
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], dict) else dict(enumerate(layers))
@@ -33,63 +36,54 @@ class Sequential(Module):
                     f"{self.name}: {name!r} cannot name a layer, a dot leads from a layer to one inside it"
                 )
             setattr(self, str(name), layer)
+        refuse_twice(self._inside())
 
     def __getitem__(self, index):
-        return self.named_children()[index][1]
+        children = self.named_children()[index]
+        return Sequential(dict(children)) if isinstance(index, slice) else children[1]
 
     def __len__(self):
         return len(self.named_children())
 
-    def chain(self):
-        """(dotted name, layer) of every layer in order, the Sequentials inside opened up."""
-        for name, layer in self.named_children():
-            if type(layer) is Sequential:
-                yield from ((f"{name}.{inner}", leaf) for inner, leaf in layer.chain())
-            else:
-                yield name, layer
+    def chain(self, prefix=""):
+        """The layers' chains, one behind the other; a subclass with its own forward or backward is one layer."""
+        plain = type(self).forward is Sequential.forward and type(self).backward is Sequential.backward
+        yield from self._inside(prefix) if plain else super().chain(prefix)
+
+    def _inside(self, prefix=""):
+        for name, child in self.named_children():
+            yield from child.chain(f"{prefix}.{name}" if prefix else name)
 
     def drop_cache(self):
-        """Forget the steps, and with them the slabs' own caches."""
+        """Forget the plan, and with it what its steps saved."""
         super().drop_cache()
-        self._steps = None
+        self._plan = self._signature = None
 
     def forward(self, x):
-        """Call every layer in order; channelwise neighbours are joined to one run, computed slab by slab."""
-        self._steps = slabs.join_runs(self.chain())
-        with short_rows():
-            for step in self._steps:
-                x = step.forward(x)
-        return x
+        """Call every layer in order, fused neighbours as one."""
+        chain = list(self._inside())
+        found = signature(chain, kind_of(x) if is_array(x) else None)
+        if self._plan is None or found != self._signature:
+            self._plan, self._signature = Plan(chain, found[0], fuse=found[1]), found
+        return self._plan.forward(x)
 
     def backward(self, dy):
-        """Apply the chain rule, from the last layer to the first."""
-        with short_rows():
-            for step in reversed(self._steps or slabs.join_runs(self.chain())):
-                dy = step.backward(dy)
-        return dy
+        """Apply the chain rule, from the last layer to the first, through the steps that forward took."""
+        return (self._plan or Plan(self._inside(), None, fuse=False)).backward(dy)
+
+    def fold_batch_norm(self):
+        """`sn.fold_batch_norm(self)`: a copy for inference."""
+        return fold_batch_norm(self)
 
 
 class Residual(Sequential):
     """A shortcut around its layers: y = x + f(x) (He et al. 2016, eq. 1), so dx = dy + Jᵀ dy.
 
     Raises:
-        ValueError: f changes the shape, so that there is nothing to add to.
+        ValueError: f changes the shape or the dtype, so that there is nothing to add to.
     """
 
-    def forward(self, x):
-        """Compute x + f(x)."""
-        y = super().forward(x)
-        if y.shape != x.shape:
-            raise ValueError(
-                f"{self.name}: the layers turn x of shape {x.shape} into {y.shape}, a shortcut needs equal shapes"
-            )
-        return kernels.run(add, x, y)
-
-    def backward(self, dy):
-        """Add what comes back through f to what comes back through the shortcut."""
-        return kernels.run(add, dy, super().backward(dy))
-
-
-def add(a, b):
-    """A sum of activations, on their matrices: CuPy's `a + b` of two views would change the memory order."""
-    return array.as_images(array.as_matrix(a) + array.as_matrix(b), a)
+    def _inside(self, prefix=""):
+        yield prefix, ShortcutMark(self, opens=True)
+        yield from super()._inside(prefix)
+        yield prefix, ShortcutMark(self, opens=False)

@@ -1,12 +1,13 @@
-"""What a network does to one batch, layer by layer: shapes, parameters, multiply-adds, and the path that was taken."""
+"""What a network does to one batch, step by step: shapes, parameters, multiply-adds, and which function computed it."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet import array
+from scratchnet import device
+from scratchnet.array import to_device
 from scratchnet.module import Module
-from scratchnet.sequential import Residual, Sequential
+from scratchnet.plan import LayerStep, plan
 
 
 class Step(NamedTuple):
@@ -22,7 +23,7 @@ class Step(NamedTuple):
 
 
 def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Step]:
-    """Run one picture of zeros, shaped (C, H, W), through the network in eval mode, and say what each layer did.
+    """Run one picture of zeros, shaped (C, H, W), through the network in eval mode, layer by layer; say what each one did.
 
     The modes of the network and its statistics stay as they are.
 
@@ -30,28 +31,26 @@ def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Ste
         ValueError: the picture does not fit the network; the message names the layer.
     """
     modes = [(module, module.training, module.saves) for _, module in model.named_modules()]
-    device = next((array.device_of(parameter.data) for parameter in model.parameters()), "cpu")
-    steps: list[Step] = []
+    where = next((device.device_of(parameter.data) for parameter in model.parameters()), "cpu")
+    lines: list[Step] = []
     try:
         model.eval()
-        _walk("", model, array.to_device(np.zeros((1, *picture), dtype), device), steps)
+        x = to_device(np.zeros((1, *picture), dtype), where)
+        for step in plan(model, fuse=False).steps:
+            y = step.forward(x)
+            if type(step) is LayerStep:  # the ends of a shortcut are no layers
+                lines.append(_line(step.names[0], step.layers[0], x, y))
+            x = y
     finally:
         for module, training, saves in modes:
             module.training, module.saves = training, saves
-    return steps
+    return lines
 
 
-def _walk(name, layer, x, steps):
-    if not isinstance(layer, Sequential):
-        y = layer.forward(x)
-        sizes = [parameter.data.size for parameter in layer.parameters()]
-        macs = y.size // len(y) * layer.multiply_adds if hasattr(layer, "multiply_adds") else 0
-        steps.append(Step(name, layer.name, x.shape[1:], y.shape[1:], sum(sizes), macs, getattr(layer, "path", "")))
-        return y
-    y = x
-    for key, child in layer.named_children():
-        y = _walk(f"{name}.{key}" if name else key, child, y, steps)
-    return y + x if isinstance(layer, Residual) else y
+def _line(name, layer, x, y):
+    parameters = sum(parameter.data.size for parameter in layer.parameters())
+    macs = y.size // len(y) * layer.multiply_adds if hasattr(layer, "multiply_adds") else 0
+    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs, getattr(layer, "path", ""))
 
 
 def table(steps: list[Step]) -> str:

@@ -17,8 +17,8 @@ from strategies import in_layout, kink_free, normal
 
 import scratchnet as sn
 from models.mobilenetv2 import inverted_residual
-from scratchnet import kernels, slabs
-from scratchnet.array import get_array_module
+from scratchnet.device import get_array_module
+from scratchnet.parallel import cuts
 
 EPS32 = float(np.finfo(np.float32).eps)
 SMOOTH = ("complex-step", "four-point", "finite-difference")
@@ -32,7 +32,7 @@ class Row(NamedTuple):
         shape: of x; sizes that all differ.
         least: the smallest H and W that the layer takes.
         draw: (rng, shape) -> x.
-        cut: compute it in slabs as small as they get.
+        cut: compute it in parts as small as they get.
         samples: how many elements of each array the gradient check takes; None takes all.
         methods: of the gradient check; differences need a picture whose every rectifier input is away from the kinks.
         ulps: how far float32 may be from float64, in units of 2^-23 of the largest number of an array.
@@ -217,14 +217,14 @@ def _forward_and_distance_from_kinks(module, x):
                 return original(self, x)
 
             patch.setattr(layer, "forward", forward)
-        patch.setattr(slabs, "PARALLEL_BYTES", 1 << 40)
-        patch.setattr(kernels, "_enabled", False)  # no step may take the rectifiers' place
-        return module(x), min(distances)
+        with sn.use_kernels(False):  # no step may take the rectifiers' place
+            return module(x), min(distances)
 
 
 def cut_small(monkeypatch):
-    monkeypatch.setattr(slabs, "SLAB_BYTES", 64)
-    monkeypatch.setattr(slabs, "PARALLEL_BYTES", 1)
+    """Cut everything that can be cut, into slabs of a channel or two."""
+    monkeypatch.setattr(cuts, "SLAB_BYTES", 64)
+    monkeypatch.setattr(cuts, "PARALLEL_WORK", 0)
 
 
 def each_row(modes=tuple(MODES), rows=ROWS):

@@ -17,9 +17,9 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 import scratchnet as sn
 from scratchnet import kernels
-from scratchnet.array import import_cupy
-from scratchnet.kernels import gpu
-from scratchnet.kernels.depthwise import Plan
+from scratchnet.device import import_cupy
+from scratchnet.kernels.cpu.convolve import geometry_of
+from scratchnet.kernels.cuda import launch
 
 pytest.register_assert_rewrite("conformance", "device", "runs")  # helpers whose assertions are to say what was wrong
 
@@ -35,8 +35,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 
 def pytest_sessionstart():
-    """Forget plans: a mutant is forked from a process that made them already, and is to make its own."""
-    Plan.of.cache_clear()
+    """Forget geometries: a mutant is forked from a process that made them already, and is to make its own."""
+    geometry_of.cache_clear()
 
 
 def why_no_gpu():
@@ -91,7 +91,7 @@ def standin(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "cupy", standin)
     for name, size in (("THREADS", 32), ("BLOCKS", 6), ("REDUCING_BLOCKS", 6)):
-        monkeypatch.setattr(gpu, name, size)
+        monkeypatch.setattr(launch, name, size)
     standin.counts.clear()
     yield standin
     standin.counts.clear()
@@ -107,13 +107,13 @@ def case(request):
 
 @pytest.fixture
 def kernels_that_ran(monkeypatch):
-    """The set of functions that `kernels.pick` has found since the test began."""
-    ran, pick = set(), kernels.pick
+    """The set of pairs that `kernels.choose` has given since the test began."""
+    ran, choose = set(), kernels.choose
 
-    def watch(function, *args):
-        found = pick(function, *args)
+    def watch(*args, **facts):
+        found = choose(*args, **facts)
         ran.add(found)
         return found
 
-    monkeypatch.setattr(kernels, "pick", watch)
+    monkeypatch.setattr(kernels, "choose", watch)
     return ran

@@ -10,9 +10,10 @@ from strategies import in_layout
 import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
-from scratchnet.array import bfloat16_dtype, to_device
+from scratchnet.array import to_device
 from scratchnet.data.cifar10 import Dataset
 from scratchnet.data.shapes import draw_shapes
+from scratchnet.device import bfloat16_dtype
 from scratchnet.training.batches import Batches
 from scratchnet.training.trainer import train_step
 

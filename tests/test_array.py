@@ -1,4 +1,4 @@
-"""Devices and the memory order: what `array.py` promises."""
+"""Devices and the memory order: what `device.py` and `array.py` promise."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from networks import Scale, picture, tree
 from strategies import in_layout, layouts, normal, rngs, shapes
 
 import scratchnet as sn
-from scratchnet import array
+from scratchnet import array, device
 
 # Devices --------------------------------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ def test_cuda_without_cupy_is_one_line_that_names_the_extra(no_cupy):
     arrays = net.state_dict()
     for attempt in (
         lambda: net.to("cuda"), lambda: sn.to_device(net, "cuda"), lambda: sn.to_device(x, "cuda"),
-        lambda: array.resolve_device("cuda"),
+        lambda: device.resolve_device("cuda"),
     ):  # fmt: skip
         with pytest.raises(sn.DeviceError, match=WITHOUT_CUPY) as caught:
             attempt()
@@ -68,7 +68,7 @@ def test_a_cupy_that_does_not_load_is_one_line_with_the_cause(monkeypatch):
     with pytest.raises(
         sn.DeviceError, match=r"imported \(ImportError: libcublas.so.12 is missing\): install"
     ) as caught:
-        array.resolve_device("cuda")
+        device.resolve_device("cuda")
     assert "\n" not in str(caught.value)
 
 
@@ -77,17 +77,17 @@ def test_cuda_without_a_gpu_says_so(fake_cupy):
     with pytest.raises(sn.DeviceError, match=message):
         sn.to_device(picture(), "cuda")
     with pytest.raises(sn.DeviceError, match=message):
-        array.resolve_device("cuda")
-    assert array.resolve_device("auto") == "cpu"
+        device.resolve_device("cuda")
+    assert device.resolve_device("auto") == "cpu"
 
 
 def test_resolve_device(no_cupy, monkeypatch):
-    assert array.resolve_device("cpu") == "cpu"
-    assert array.resolve_device("auto") == "cpu"
+    assert device.resolve_device("cpu") == "cpu"
+    assert device.resolve_device("auto") == "cpu"
     with pytest.raises(ValueError, match="^device must be 'auto', 'cpu' or 'cuda', got 'gpu'$"):
-        array.resolve_device("gpu")
-    monkeypatch.setattr(array, "import_cupy", lambda: None)  # as on a machine where it works
-    assert array.resolve_device("auto") == array.resolve_device("cuda") == "cuda"
+        device.resolve_device("gpu")
+    monkeypatch.setattr(device, "import_cupy", lambda: None)  # as on a machine where it works
+    assert device.resolve_device("auto") == device.resolve_device("cuda") == "cuda"
 
 
 def test_to_the_cpu_from_the_cpu_moves_nothing():
@@ -113,7 +113,7 @@ def test_another_device_is_refused_by_a_module_without_arrays_too():
 
 def test_mixed_array_modules_are_named_with_the_way_out(fake_cupy):
     x = fake_cupy.ndarray()
-    assert array.get_array_module(x) is fake_cupy and array.is_array(x) and array.device_of(x) == "cuda"
+    assert device.get_array_module(x) is fake_cupy and device.is_array(x) and device.device_of(x) == "cuda"
     message = (
         r"^0 Scale: x is on cuda and the parameters are on cpu: move one with sn\.to_device\(x, 'cpu'\) "
         r"or module\.to\('cuda'\)$"
@@ -177,6 +177,6 @@ def test_every_container_leaves_channel_major(rng, shape):
 
 
 def test_which_arrays_there_are():
-    assert array.get_array_module(np.ones(2)) is np and array.get_array_module(np.float32(1)) is np
-    assert array.is_array(np.ones(2)) and not array.is_array([1.0]) and not array.is_array(np.float64(1))
-    assert array.same_kind(np.ones(2), np.ones(3)) is None
+    assert device.get_array_module(np.ones(2)) is np and device.get_array_module(np.float32(1)) is np
+    assert device.is_array(np.ones(2)) and not device.is_array([1.0]) and not device.is_array(np.float64(1))
+    assert device.same_kind(np.ones(2), np.ones(3)) is None

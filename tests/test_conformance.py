@@ -16,18 +16,19 @@ from strategies import LAYOUTS, in_layout, normal
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet import kernels, layers, slabs
-from scratchnet.array import as_maps
-from scratchnet.kernels import depthwise_norm
+from scratchnet import fused, kernels, layers
+from scratchnet.array import as_maps, is_channel_major
+from scratchnet.parallel import cuts
+from scratchnet.parallel.threads import Pool
 from scratchnet.training.optim import SGD
 
 EPS64 = float(np.finfo(np.float64).eps)
-SLAB_ULPS = 64  # a kernel may add up a row in another order when it is given fewer rows
+CUT_ULPS = 64  # a kernel may add up a row in another order when it is given fewer rows
 
 
 @pytest.fixture
 def case(request, monkeypatch):
-    """Row and mode; its slabs are cut small if the row says so."""
+    """Row and mode; its work is cut small if the row says so."""
     row, mode = request.param
     if row.cut:
         cut_small(monkeypatch)
@@ -181,8 +182,8 @@ def test_y_and_dx_are_channel_major(case):
         y = module(in_layout(x, x_order))
         dx = module.backward(dy)
         keeps = x_order == "contiguous" and isinstance(module, sn.Dropout | sn.Sequential) and not is_computed(module)
-        assert y.ndim == 0 or keeps or slabs.as_rows_is_view(y)
-        assert slabs.as_rows_is_view(dx)
+        assert y.ndim == 0 or keeps or is_channel_major(y)
+        assert is_channel_major(dx)
 
 
 def is_computed(module):
@@ -201,13 +202,10 @@ def test_every_memory_layout_gives_the_same_bits(case, layout):
     got = step(module, x, dy)
     assert before == (x.tobytes(), dy.tobytes())
     want = step(case.build()[0], np.array(x, order="C"), np.array(dy, order="C"))
-    if case.row.cut:  # only a channel-major x is cut, see below
-        close(got, want, SLAB_ULPS * EPS64)
-    else:
-        same_bits(got, want)
+    same_bits(got, want)
 
 
-# Repeated runs, threads, slabs ----------------------------------------------------------------------------------------
+# Repeated runs, threads, cuts -----------------------------------------------------------------------------------------
 
 
 @each_row()
@@ -239,42 +237,33 @@ def test_one_two_and_three_threads_give_the_same_bits(case, monkeypatch):
 
 @pytest.mark.parametrize("slab_bytes", [1, 2000])
 @each_row()
-def test_slabs_give_the_same_bits_as_the_whole(case, slab_bytes, monkeypatch):
-    sn.use_kernels(False)
-    whole, in_slabs = whole_and_in_slabs(case, slab_bytes, monkeypatch)
-    same_bits(in_slabs, whole)
-
-
-@pytest.mark.parametrize("slab_bytes", [1, 2000])
-@each_row()
-def test_slabs_give_the_same_values_as_the_whole_with_kernels(case, slab_bytes, monkeypatch):
-    whole, in_slabs = whole_and_in_slabs(case, slab_bytes, monkeypatch)
-    close(in_slabs, whole, SLAB_ULPS * EPS64)
-
-
-def whole_and_in_slabs(case, slab_bytes, monkeypatch):
-    for parallel_bytes in (1 << 40, 1):  # nothing is cut, everything is
-        monkeypatch.setattr(slabs, "SLAB_BYTES", slab_bytes)
-        monkeypatch.setattr(slabs, "PARALLEL_BYTES", parallel_bytes)
+def test_cuts_change_nothing_but_rounding(case, slab_bytes, monkeypatch):
+    monkeypatch.setattr(cuts, "SLAB_BYTES", slab_bytes)
+    results = []
+    for work in (1 << 60, 0):  # nothing is cut, everything is
+        monkeypatch.setattr(cuts, "PARALLEL_WORK", work)
         module, x, dy = case.build()
-        yield step(sn.Sequential(module), x, dy)
+        results.append(step(sn.Sequential(module), x, dy))
+    close(results[1], results[0], CUT_ULPS * EPS64)
 
 
-def test_the_rows_in_slabs_are_cut(monkeypatch):
+def test_the_rows_that_are_to_be_cut_are(monkeypatch):
     cut_small(monkeypatch)
     counts = []
 
-    def cut(*args, original=slabs.cut):
-        counts.append(len(original(*args)))
-        return original(*args)
+    def watch(self, function, items, original=Pool.map):
+        counts.append(len(items))
+        return original(self, function, items)
 
-    for user in (slabs, depthwise_norm):
-        monkeypatch.setattr(user, "cut", cut)
+    monkeypatch.setattr(Pool, "map", watch)
     for row in ROWS:
         if row.cut:
-            module, x, _ = Case(row, "train").build()
+            module, x, dy = Case(row, "train").build()
             counts.clear()
             module(x)
+            assert max(counts) > 1, row.name
+            counts.clear()
+            module.backward(dy)
             assert max(counts) > 1, row.name
 
 
@@ -345,21 +334,25 @@ def test_every_path_of_a_convolution_is_in_the_table():
 # Kernels --------------------------------------------------------------------------------------------------------------
 
 
-def layer_function(name):
+def plain_function(name):
     """The function of this name in a layer's file: what a kernel of this name is a faster version of."""
-    files = [import_module(f"scratchnet.layers.{info.name}") for info in pkgutil.iter_modules(layers.__path__)]
-    files += [
-        import_module(f"scratchnet.{name}") for name in ("sequential", "training.optim", "training.augment")
-    ]  # the shortcut's sum
+    files = [
+        import_module(f"{package.__name__}.{info.name}")
+        for package in (layers, fused)
+        for info in pkgutil.iter_modules(package.__path__)
+    ]
+    files += [import_module(f"scratchnet.training.{name}") for name in ("optim", "augment")]
     found = [vars(file)[name] for file in files if getattr(vars(file).get(name), "__module__", None) == file.__name__]
     assert len(found) == 1, f"{len(found)} files of layers define {name}"
     return found[0]
 
 
-def test_a_kernel_has_the_name_and_parameters_of_a_layer_function():
-    for name, _, kernel in kernels.registered():
-        assert kernel.__name__ == name
-        assert inspect.signature(kernel) == inspect.signature(layer_function(name)), f"{kernel.__module__}.{name}"
+def test_a_kernel_has_the_name_and_parameters_of_a_plain_function():
+    for row, versions in kernels.TABLE.items():
+        for version in versions:
+            for function in filter(None, version.pair[:2]):
+                plain = plain_function(row + function.__name__.partition(row)[2])
+                assert inspect.signature(function) == inspect.signature(plain), f"{function.__module__} {row}"
 
 
 def test_every_kernel_for_the_cpu_is_run_by_a_row(kernels_that_ran):
@@ -368,9 +361,10 @@ def test_every_kernel_for_the_cpu_is_run_by_a_row(kernels_that_ran):
             step(*Case(row, mode).build(np.float32))
         module, x, _ = Case(row, "eval").build(np.float32)
         module.eval()(x)
-    on_cpu = [(name, kernel) for name, device, kernel in kernels.registered() if device == "cpu"]
-    missing = [f"{kernel.__module__}.{name}" for name, kernel in on_cpu if kernel not in kernels_that_ran]
-    assert not missing
+    for kind in (sn.SGD, sn.Adam):
+        kind([sn.Parameter(np.ones(3, np.float32))], lr=0.1).step()
+    on_cpu = {version.pair for versions in kernels.TABLE.values() for version in versions if version.device == "cpu"}
+    assert on_cpu and not on_cpu - kernels_that_ran
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -330,12 +330,6 @@ def test_paths_are_those_that_the_geometry_allows():
             assert layer.path == path
 
 
-@given(geometries())
-def test_a_depthwise_layer_of_as_many_outputs_is_channelwise(g):
-    layer = g.layer(np.random.default_rng(0))
-    assert layer.channelwise == (g.ins == 1 and g.outs == 1)
-
-
 def test_new_weights_have_the_variance_that_keeps_gradients():
     for groups, fan_out in ((1, 600 * 9), (30, 20 * 9)):
         layer = sn.Conv2d(300, 600, 3, groups=groups, rng=np.random.default_rng(0))

@@ -28,7 +28,7 @@ import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
 from scratchnet.array import to_device
-from scratchnet.kernels import gpu
+from scratchnet.kernels.cuda import launch as cuda_launch
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward
 from scratchnet.training.checkpoint import load
@@ -51,13 +51,15 @@ def read(halves):
 
 
 def launch(name, template, channels, *args, blocks=2):
-    kernel = gpu.kernels()[name]
+    kernel = cuda_launch.declared()[name]
     values = [
         arg if isinstance(arg, np.ndarray) else np.dtype(p.of("bfloat16")).type(arg)
-        for p, arg in zip(kernel.parameters, args, strict=True)
+        for p, arg in zip(kernel.arguments, args, strict=True)
     ]
-    module = HostModule(gpu.text(kernel.source), gpu.OPTIONS, gpu.instantiations(kernel.source, "bfloat16"))
-    module.get_function(gpu.expression(name, "bfloat16", *template))((blocks, channels), (64,), values)
+    module = HostModule(
+        cuda_launch.text(kernel.source), cuda_launch.OPTIONS, cuda_launch.instantiations(kernel.source, "bfloat16")
+    )
+    module.get_function(cuda_launch.expression(name, "bfloat16", *template))((blocks, channels), (64,), values)
 
 
 def within(got, want, scale):
@@ -69,8 +71,8 @@ def within(got, want, scale):
 def test_rounding_is_to_the_nearest_even(values):
     x = np.array(values, np.float32)
     got = np.zeros((1, 8), np.uint16)
-    code = gpu.text("loss") + "template <class T> __global__ void k(const float* x, T* y) { *y = T(*x); }"
-    kernel = HostModule(code, gpu.OPTIONS, ("k<bfloat16>",)).get_function("k<bfloat16>")
+    code = cuda_launch.text("loss") + "template <class T> __global__ void k(const float* x, T* y) { *y = T(*x); }"
+    kernel = HostModule(code, cuda_launch.OPTIONS, ("k<bfloat16>",)).get_function("k<bfloat16>")
     for i in range(8):
         kernel((1,), (1,), (x[i : i + 1], got[0, i : i + 1]))
     nan = np.isnan(x)

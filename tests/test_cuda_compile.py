@@ -3,11 +3,11 @@
 import nvrtc
 import pytest
 
-from scratchnet.kernels import gpu
+from scratchnet.kernels.cuda import launch as cuda_launch
 
 ARCHITECTURES = ("75", "80", "90")
 DTYPES = ("float32", "float64", "bfloat16")
-SOURCES = sorted({kernel.source for kernel in gpu.kernels().values()})
+SOURCES = sorted({kernel.source for kernel in cuda_launch.declared().values()})
 MOST_REGISTERS = 128  # with 256 threads a block, two blocks then fit on a multiprocessor
 
 
@@ -23,8 +23,8 @@ def compiler():
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_instantiation_compiles_without_spills(compiler, source, architecture, record_property):
     for dtype in DTYPES:
-        names = gpu.instantiations(source, dtype)
-        _, usage = nvrtc.compile_cuda(compiler, gpu.text(source), architecture, gpu.OPTIONS, names)
+        names = cuda_launch.instantiations(source, dtype)
+        _, usage = nvrtc.compile_cuda(compiler, cuda_launch.text(source), architecture, cuda_launch.OPTIONS, names)
         assert set(usage) == set(names)
         for name, used in usage.items():
             print(f"sm_{architecture} {name}: {used.registers} registers, {used.shared} bytes shared")
@@ -36,14 +36,14 @@ def test_every_instantiation_compiles_without_spills(compiler, source, architect
 def test_every_kernel_in_the_sources_is_found():
     """A declaration that the reader of the sources does not understand would go uncompiled."""
     for source in SOURCES:
-        found = [name for name, kernel in gpu.kernels().items() if kernel.source == source]
-        assert gpu.text(source).count("__global__") == len(found)
+        found = [name for name, kernel in cuda_launch.declared().items() if kernel.source == source]
+        assert cuda_launch.text(source).count("__global__") == len(found)
 
 
 def test_a_wrong_source_is_refused_with_file_and_line(compiler):
-    broken = gpu.text("loss").replace("log(total)", "logarithm(total)")
+    broken = cuda_launch.text("loss").replace("log(total)", "logarithm(total)")
     with pytest.raises(nvrtc.CompileError, match=r"kernels\.cu\(\d+\): error: .*logarithm"):
-        nvrtc.compile_cuda(compiler, broken, "80", gpu.OPTIONS, gpu.instantiations("loss", "float32"))
+        nvrtc.compile_cuda(compiler, broken, "80", cuda_launch.OPTIONS, cuda_launch.instantiations("loss", "float32"))
 
 
 def test_spills_are_seen(compiler):
@@ -56,5 +56,5 @@ def test_spills_are_seen(compiler):
   __syncthreads();
   y[i0] = {total};
 }}"""
-    _, usage = nvrtc.compile_cuda(compiler, code, "80", gpu.OPTIONS, ["k<float>"])
+    _, usage = nvrtc.compile_cuda(compiler, code, "80", cuda_launch.OPTIONS, ["k<float>"])
     assert usage["k<float>"].spills > 0

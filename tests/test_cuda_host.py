@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import Geometry, geometries, rngs
 
 from scratchnet.array import as_images, as_maps, as_matrix
-from scratchnet.kernels import gpu
+from scratchnet.kernels.cuda import launch as cuda_launch
 from scratchnet.layers.activation import relu6_backward, relu6_forward
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward, grouped_backward, grouped_forward
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
@@ -36,13 +36,15 @@ class Launcher:
         self.dtype, self.order, self.blocks, self.threads = dtype, order, blocks, threads
 
     def __call__(self, name, template, channels, *args, blocks=None):
-        kernel = gpu.kernels()[name]
+        kernel = cuda_launch.declared()[name]
         values = [
             arg if isinstance(arg, np.ndarray) else np.dtype(p.of(self.dtype)).type(arg)
-            for p, arg in zip(kernel.parameters, args, strict=True)
+            for p, arg in zip(kernel.arguments, args, strict=True)
         ]
-        module = HostModule(gpu.text(kernel.source), gpu.OPTIONS, gpu.instantiations(kernel.source, self.dtype))
-        function = module.get_function(gpu.expression(name, self.dtype, *template))
+        module = HostModule(
+            cuda_launch.text(kernel.source), cuda_launch.OPTIONS, cuda_launch.instantiations(kernel.source, self.dtype)
+        )
+        function = module.get_function(cuda_launch.expression(name, self.dtype, *template))
         function((blocks or self.blocks, channels), (self.threads,), values, order=self.order)
 
     def empty(self, *shape):
@@ -411,10 +413,10 @@ def run_everywhere(test, args):
 @pytest.mark.parametrize("index", range(len(FAULTS)), ids=lambda i: f"{FAULTS[i][0]}-{i}")
 def test_a_planted_fault_is_noticed(index, monkeypatch):
     file, old, new, (test, args) = FAULTS[index]
-    whole = gpu.text
+    whole = cuda_launch.text
     run_everywhere(test, args)
     assert old in whole("loss" if file == "common" else file)
-    monkeypatch.setattr(gpu, "text", lambda source: whole(source).replace(old, new))
+    monkeypatch.setattr(cuda_launch, "text", lambda source: whole(source).replace(old, new))
     with pytest.raises((AssertionError, HostKernelError)):
         run_everywhere(test, args)
 

@@ -10,7 +10,7 @@ import pytest
 import standin
 from hostmodule import has_compiler
 
-from scratchnet.kernels import gpu
+from scratchnet.kernels.cuda import launch as cuda_launch
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
 
@@ -28,7 +28,7 @@ def on_device(shape, dtype=np.float32, offset=0):
 
 
 def relu6(x, y, m, v=1, grid=(1, 1)):
-    gpu.launch("relu6_forward", (v,), grid, x, y, m)
+    cuda_launch.launch("relu6_forward", (v,), grid, x, y, m)
 
 
 def test_a_launch_computes():
@@ -61,7 +61,7 @@ def test_a_wrong_argument_is_refused(arguments, error, message):
 
 def test_another_number_of_arguments_is_refused():
     with pytest.raises(TypeError, match="relu6_forward: takes 3 arguments, got 2"):
-        gpu.launch("relu6_forward", (1,), (1, 1), on_device((8,)), on_device((8,)))
+        cuda_launch.launch("relu6_forward", (1,), (1, 1), on_device((8,)), on_device((8,)))
 
 
 def test_an_array_that_is_not_aligned_is_refused_where_words_are_loaded():
@@ -76,43 +76,43 @@ def test_an_array_that_is_not_aligned_is_refused_where_words_are_loaded():
     [(8, 0, "f4", 4), (8, 1, "f4", 1), (6, 0, "f4", 1), (6, 0, "f8", 2), (7, 0, "f8", 1), (8, 4, "f4", 4)],
 )
 def test_words_are_loaded_where_every_row_begins_at_one(m, offset, dtype, count):
-    assert gpu.vector(m, on_device((3, m), np.dtype(dtype), offset)) == count
+    assert cuda_launch.vector(m, on_device((3, m), np.dtype(dtype), offset)) == count
 
 
 def test_a_number_gets_the_width_of_the_parameter():
-    parameters = {p.name: p for p in gpu.kernels()["combine_moments"].parameters}
+    parameters = {p.name: p for p in cuda_launch.declared()["combine_moments"].parameters}
     for name, dtype, kind in (
         ("eps", "float32", np.float32),
         ("eps", "float64", np.float64),
         ("blocks", "float64", np.int32),
     ):
-        value = gpu._checked("combine_moments", parameters[name], parameters[name].of(dtype), 3, 1, standin)
+        value = cuda_launch._checked("combine_moments", parameters[name], parameters[name].of(dtype), 3, 1, standin)
         assert type(value) is kind and value == 3
 
 
 def test_what_the_sources_declare_is_read():
-    kernel = gpu.kernels()["take_batch"]
+    kernel = cuda_launch.declared()["take_batch"]
     assert (kernel.source, kernel.template) == ("augment", ())
-    assert [(p.name, p.pointer, p.dtype) for p in kernel.parameters] == [
+    assert [(p.name, p.pointer, p.dtype) for p in kernel.arguments] == [
         ("images", True, "uint8"), ("draws", True, "int32"), ("scale", True, "sum"), ("shift", True, "sum"),
         ("out", True, "T"), ("h", False, "int32"), ("w", False, "int32"), ("n", False, "int32"),
     ]  # fmt: skip
-    assert gpu.kernels()["normalise"].template == ("V", "CLIP")
-    assert gpu.kernels()["cross_entropy_forward"].parameters[1].dtype == "int64"
+    assert cuda_launch.declared()["normalise"].template == ("V", "CLIP")
+    assert cuda_launch.declared()["cross_entropy_forward"].parameters[1].dtype == "int64"
 
 
 def test_instantiations():
-    assert gpu.instantiations("optimizer", "float64") == [
+    assert cuda_launch.instantiations("optimizer", "float64") == [
         "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "adam<double>",
     ]  # fmt: skip
-    assert "normalise<bfloat16, 8, true>" in gpu.instantiations("batch_norm", "bfloat16")
+    assert "normalise<bfloat16, 8, true>" in cuda_launch.instantiations("batch_norm", "bfloat16")
 
 
 @pytest.mark.parametrize(
     ("items", "channels", "want"), [(1, 1, 1), (256, 1, 1), (257, 1, 2), (1 << 30, 1, 2048), (1 << 30, 100, 21)]
 )
 def test_grids_depend_on_the_shape_alone(items, channels, want):
-    assert gpu.blocks(items, channels) == (want, channels)
+    assert cuda_launch.blocks(items, channels) == (want, channels)
 
 
 @pytest.mark.parametrize("required", [True, False])

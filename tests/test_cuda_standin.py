@@ -16,7 +16,8 @@ import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
 from scratchnet import flat, kernels
-from scratchnet.array import full_precision, to_device
+from scratchnet.array import to_device
+from scratchnet.device import product
 from scratchnet.training.checkpoint import load
 from scratchnet.training.metrics import MetricsLog
 from scratchnet.training.optim import SGD, Adam, AdamW
@@ -41,9 +42,8 @@ def test_the_conformance_table(case, dtype, fast):
 def test_every_kernel_for_the_gpu_is_run(kernels_that_ran):
     pytest.importorskip("ml_dtypes")
     run_every_kernel()
-    on_gpu = [kernel for _, device, kernel in kernels.registered() if device == "cuda"]
-    missing = [f"{kernel.__module__}.{kernel.__name__}" for kernel in on_gpu if kernel not in kernels_that_ran]
-    assert len(on_gpu) > 25 and not missing
+    on_gpu = {version.pair for versions in kernels.TABLE.values() for version in versions if version.device == "cuda"}
+    assert len(on_gpu) > 15 and not on_gpu - kernels_that_ran
 
 
 # A training step ------------------------------------------------------------------------------------------------------
@@ -256,11 +256,45 @@ def test_the_program_trains_as_on_the_cpu(tmp_path):
 def test_a_precision_that_only_a_gpu_has(standin, capsys):
     assert train_cifar.main(["--device", "cpu", "--precision", "tf32", "--sample"]) == 2
     assert "--precision tf32 needs a GPU" in capsys.readouterr().err
-    train_cifar.set_precision("tf32", "cuda")
-    assert standin._core.get_compute_type(np.float32) == standin._core._routines_linalg.COMPUTE_TYPE_TF32
+
+
+def watch_products(standin, monkeypatch, seen):
+    """Take down for every product whether it is one of TF32."""
+    tf32, original = standin._core._routines_linalg.COMPUTE_TYPE_TF32, standin.ndarray.__matmul__
+
+    def watch(a, b):
+        seen.append(standin._core.get_compute_type(np.float32) == tf32)
+        return original(a, b)
+
+    monkeypatch.setattr(standin.ndarray, "__matmul__", watch)
+
+
+def test_precision_is_that_of_a_product_and_nothing_is_left_switched(standin, monkeypatch):
+    """Of CuPy's setting for the whole process nobody else may see anything, such as the thread that prepares batches."""
+    setting, seen = standin._core.get_compute_type, []
+    a = standin.asarray(np.ones((2, 3), np.float32))
+    watch_products(standin, monkeypatch, seen)
+    before = setting(np.float32)
+    with sn.use_tf32(True):
+        product(a, a.T)
+        product(a, a.T, tf32=False)
+        a @ a.T
+        with sn.use_tf32(False):
+            product(a, a.T)
+        product(a, a.T)
+    product(a, a.T)
+    assert seen == [True, False, False, False, True, False] and setting(np.float32) == before
+
+
+def test_a_gpu_net_multiplies_as_the_switch_says(standin, monkeypatch):
+    """Every wide product but those that a variance comes from (FUSE.2)."""
     seen = []
-    with full_precision(standin):
-        seen.append(standin._core.get_compute_type(np.float32))
-    seen.append(standin._core.get_compute_type(np.float32))
-    train_cifar.set_precision("float32", "cuda")
-    assert seen == [1, 7] and standin._core.get_compute_type(np.float32) == 1
+    watch_products(standin, monkeypatch, seen)
+    rng = np.random.default_rng(0)
+    conv, norm = sn.Conv2d(3, 4, 1, bias=False, rng=rng), sn.BatchNorm2d(4)
+    net = sn.Sequential(conv, norm, sn.ReLU6(), sn.Conv2d(4, 2, 3, rng=rng)).to("cuda")
+    x = to_device(in_layout(rng.standard_normal((5, 3, 6, 4)).astype(np.float32), "channel-major"), "cuda")
+    with sn.use_tf32(True):
+        y = net(x)
+    net.backward(y)  # switched back in between, which is harmless
+    assert seen == [False, False, True, True, *[False] * 7]

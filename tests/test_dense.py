@@ -7,8 +7,10 @@ from strategies import geometries, rngs
 
 from scratchnet import kernels, reference
 from scratchnet.array import as_images, as_maps
-from scratchnet.kernels import dense
-from scratchnet.layers.conv import grouped_backward, grouped_forward
+from scratchnet.device import kind_of
+from scratchnet.kernels.cpu import dense
+from scratchnet.layers.conv import GROUPED
+from scratchnet.parallel import cuts
 
 dense_geometries = geometries(groups=1)
 
@@ -16,14 +18,14 @@ dense_geometries = geometries(groups=1)
 @pytest.fixture(autouse=True, params=[1, 1 << 12], ids=["a row a strip", "some rows a strip"])
 def small_strips(request, monkeypatch):
     monkeypatch.setattr(dense, "PANEL_BYTES", request.param)
-    monkeypatch.setattr(dense, "PARALLEL_WORK", 0)
+    monkeypatch.setattr(cuts, "PARALLEL_WORK", 0)
 
 
 @given(rngs(), dense_geometries)
 def test_forward_is_the_reference(rng, g):
     x, weight, _ = g.arrays(rng)
     args = as_maps(x), weight, *g.options
-    kernel = kernels.pick(grouped_forward, *args)
+    kernel = kernels.choose(GROUPED, kind_of(x), groups=1).forward
     assert kernel.__module__ == dense.__name__
     want = reference.conv2d_forward(x, weight, None, *g.options)
     np.testing.assert_allclose(as_images(kernel(*args)), want, rtol=1e-12, atol=1e-12)
@@ -35,7 +37,7 @@ def test_backward_is_the_reference_and_leaves_what_it_reads(rng, g):
     dy = g.dy(rng)
     given = as_maps(dy), as_maps(x), weight
     before = [array.copy() for array in given]
-    kernel = kernels.pick(grouped_backward, *given, *g.options)
+    kernel = kernels.choose(GROUPED, kind_of(x), groups=1).backward
     assert kernel.__module__ == dense.__name__
     dx, dweight = kernel(*given, *g.options)
     want = reference.conv2d_backward(dy, x, weight, *g.options)
@@ -52,5 +54,5 @@ def test_rows_are_cut_by_their_size_alone(panel_bytes, count, monkeypatch):
     strips = [strip for rows in dense._shares(matrix, y) for strip in dense._strips(rows, matrix, y)]
     assert [row for strip in strips for row in range(17)[strip]] == list(range(17))
     assert len(strips) == count  # a row's cols are 4,320 bytes
-    monkeypatch.setattr(dense, "PARALLEL_WORK", 2 * 17 * 5 * 4 * (54 + dense.PASS * 29))
+    monkeypatch.setattr(cuts, "PARALLEL_WORK", 17 * 5 * 4 * (54 + dense.PASS * 29))
     assert len(dense._shares(matrix, y)) == 1

@@ -6,7 +6,7 @@ from hypothesis import given, target
 from strategies import geometries, rngs
 
 from scratchnet.array import as_maps
-from scratchnet.kernels import depthwise
+from scratchnet.kernels.cpu import convolve, depthwise
 from scratchnet.layers import conv
 
 # how the thresholds must stand for small pictures to be computed in one way or the other
@@ -22,10 +22,10 @@ WAYS = {
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     for name, value in WAYS[request.param].items():
-        monkeypatch.setattr(depthwise, name, value)
-    depthwise.Plan.of.cache_clear()
+        monkeypatch.setattr(convolve, name, value)
+    convolve.geometry_of.cache_clear()
     yield request.param
-    depthwise.Plan.of.cache_clear()
+    convolve.geometry_of.cache_clear()
 
 
 def close(ours, want):
@@ -55,7 +55,7 @@ def test_every_way_is_the_layer_files_function(way, drawn):
     check()
 
 
-@pytest.mark.parametrize("width", [depthwise.ROWS_UP_TO, depthwise.ROWS_UP_TO + 1, depthwise.DOTS_FROM - 1, 33])
+@pytest.mark.parametrize("width", [convolve.ROWS_UP_TO, convolve.ROWS_UP_TO + 1, convolve.DOTS_FROM - 1, 33])
 def test_the_thresholds_as_they_stand(width):
     rng = np.random.default_rng(width)
     x, weight = rng.standard_normal((3, 7, width, 2)), rng.standard_normal((3, 1, 3, 3))
@@ -67,16 +67,16 @@ def test_the_thresholds_as_they_stand(width):
         depthwise.depthwise_backward(dy, x, *geometry), conv.depthwise_backward(dy, x, *geometry), strict=True
     ):
         close(ours, want)
-    assert depthwise.Plan.of((7, width), (3, 3), (1, 1), (1, 1), (1, 1)).is_wide == (width > depthwise.ROWS_UP_TO)
+    assert convolve.geometry_of((7, width), (3, 3), (1, 1), (1, 1), (1, 1)).is_wide == (width > convolve.ROWS_UP_TO)
 
 
 def test_rows_that_read_alike_are_one_block():
     """Of a 9×10 map under a 3×3: the first row, seven that have all their neighbours, the last."""
-    plan = depthwise.Plan((9, 10), (3, 3), (1, 1), (1, 1), (1, 1))
+    plan = convolve.Geometry((9, 10), (3, 3), (1, 1), (1, 1), (1, 1))
     assert [(b.first, b.rows, b.repeats, b.source, b.span) for b in plan.blocks] == [
         (0, 1, 1, 0, 2), (1, 1, 7, 0, 3), (8, 1, 1, 7, 2)
     ]  # fmt: skip
-    plan = depthwise.Plan((9, 10), (3, 3), (2, 2), (1, 1), (1, 1))  # five rows at twice the step; dx by pairs
+    plan = convolve.Geometry((9, 10), (3, 3), (2, 2), (1, 1), (1, 1))  # five rows at twice the step; dx by pairs
     assert [(b.first, b.repeats, b.source, b.step) for b in plan.blocks] == [(0, 1, 0, 0), (1, 3, 1, 2), (4, 1, 7, 0)]
     assert [(b.first, b.rows, b.repeats, b.span) for b in plan.blocks_back] == [(0, 2, 4, 2), (8, 1, 1, 1)]
 

@@ -123,8 +123,8 @@ def test_the_mask_depends_on_the_shape_alone(seed, shape, layout, p):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_nor_on_slabs_and_threads(threads):
-    """A network large enough to be cut into slabs, with dropout among the layers that are cut."""
+def test_nor_on_cuts_and_threads(threads):
+    """A network large enough to be cut, with dropout among the layers that are cut."""
     sn.set_num_threads(threads)
     x = normal(np.random.default_rng(2), (8, 10, 40, 41), np.float32)
     net = sn.Sequential(sn.ReLU(), sn.Dropout(0.4, rng=np.random.default_rng(3)), sn.ReLU6())

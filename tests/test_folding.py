@@ -11,7 +11,8 @@ from strategies import rngs
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.layers.folding import FoldedStep, depthwise_relu6
+from scratchnet.device import kind_of
+from scratchnet.fused.inference import FoldedStep, depthwise_relu6
 
 CONVOLUTIONS = [  # arguments of Conv2d, and (H, W)
     ((3, 7, 1), {}, (4, 5)),
@@ -52,7 +53,7 @@ def test_the_copy_and_the_step_are_the_layers(rng, case, n, bias, relu6):
     folded = net.fold_batch_norm()
     for y in (net(x), folded(x)):
         np.testing.assert_allclose(y, want, rtol=0, atol=1e-12 * max(1, np.abs(want).max()))
-    assert isinstance(net._steps[0], FoldedStep) == isinstance(folded._steps[0], FoldedStep) == relu6
+    assert isinstance(net._plan.steps[0], FoldedStep) == isinstance(folded._plan.steps[0], FoldedStep) == relu6
     assert [name for name, _ in folded.named_children()] == ["0", "2"][: 1 + relu6]
     sn.use_kernels(False)
     np.testing.assert_allclose(folded(x), want, rtol=0, atol=1e-12 * max(1, np.abs(want).max()))
@@ -61,16 +62,16 @@ def test_the_copy_and_the_step_are_the_layers(rng, case, n, bias, relu6):
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("case", CONVOLUTIONS[2:5])
-def test_the_kernel_is_the_function_in_slabs_too(case, n, monkeypatch):
+def test_the_kernel_is_the_function_when_cut_too(case, n, monkeypatch):
     cut_small(monkeypatch)
     (channels, *_), options, size = case
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((channels, *size, n)), rng.standard_normal((channels, 1, 3, 3))
     stride = (options.get("stride", 1),) * 2
     args = x, weight, rng.standard_normal(channels), stride, (1, 1), (1, 1)
-    kernel = sn.kernels.pick(depthwise_relu6, *args)
-    assert kernel is not depthwise_relu6
-    np.testing.assert_allclose(kernel(*args), depthwise_relu6(*args), rtol=0, atol=1e-12)
+    kernel = sn.kernels.choose(sn.kernels.Pair(depthwise_relu6), kind_of(x))
+    assert kernel.version == "numpy"
+    np.testing.assert_allclose(kernel.forward(*args), depthwise_relu6(*args), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["cifar", "blog", "imagenet"])
@@ -96,18 +97,31 @@ def test_a_whole_network_computes_the_same_without_batch_norm(variant):
 
 
 def test_what_cannot_be_folded_stays():
-    shared = sn.Conv2d(3, 3, 1)
     chains = [
         [sn.BatchNorm2d(3), sn.Conv2d(3, 4, 1)],  # before the convolution
         [sn.Conv2d(3, 4, 1), sn.ReLU6(), sn.BatchNorm2d(4)],  # not directly behind it
         [sn.Linear(3, 4), sn.Flatten(), sn.BatchNorm2d(4)],
-        [shared, sn.BatchNorm2d(3), shared],  # its weight is used twice
     ]
     for chain in chains:
         folded = sn.Sequential(*chain).fold_batch_norm()
         assert [type(layer) for layer in folded] == [type(layer) for layer in chain]
-    alone = sn.BatchNorm2d(3).fold_batch_norm()
+    alone = sn.fold_batch_norm(sn.BatchNorm2d(3))
     assert isinstance(alone, sn.BatchNorm2d) and not alone.training
+
+
+class TwoChains(sn.Module):
+    """A network that is no chain, of two chains with one convolution in both."""
+
+    def __init__(self):
+        shared = sn.Conv2d(3, 3, 1)
+        self.left = sn.Sequential(sn.Conv2d(3, 3, 1), sn.BatchNorm2d(3), shared, sn.BatchNorm2d(3))
+        self.right = sn.Sequential({"a": sn.Residual(shared, sn.BatchNorm2d(3))})
+
+
+def test_a_convolution_in_two_places_stays_and_chains_inside_other_modules_are_folded():
+    folded = sn.fold_batch_norm(TwoChains())
+    assert [name for name, _ in folded.left.named_children()] == ["0", "2", "3"]
+    assert [name for name, _ in folded.right.a.named_children()] == ["0", "1"]
 
 
 @pytest.mark.parametrize(

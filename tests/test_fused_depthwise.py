@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import rngs
-from test_fused import everything, is_fused
+from test_fused_pointwise import everything, is_fused
 
 import scratchnet as sn
-from scratchnet.layers import fused_depthwise
-from scratchnet.layers.fused_depthwise import DepthwiseStep
+from scratchnet import kernels as table
+from scratchnet.device import Kind, kind_of
+from scratchnet.fused.depthwise import DepthwiseStep
+from scratchnet.parallel import cuts
 
 GEOMETRIES = [  # kernel, stride, padding, dilation, (H, W): narrow, a whole map, wide, and what none of the networks has
     (3, 1, 1, 1, (7, 9)),
@@ -36,8 +38,8 @@ def network(rng, channels, kernel, stride, padding, dilation, dtype=np.float64):
 
 @pytest.fixture
 def many_slabs(monkeypatch):
-    monkeypatch.setattr("scratchnet.slabs.SLAB_BYTES", 1 << 10)
-    monkeypatch.setattr("scratchnet.slabs.PARALLEL_BYTES", 0)
+    monkeypatch.setattr(cuts, "SLAB_BYTES", 1 << 10)
+    monkeypatch.setattr(cuts, "PARALLEL_WORK", 0)
 
 
 @pytest.mark.usefixtures("many_slabs")
@@ -67,16 +69,16 @@ def test_backward_is_the_derivative(kernels, rng, geometry):
     x, weight = rng.standard_normal((3, *size, 4)), conv.weight.data
     gamma, beta = rng.uniform(0.5, 1.5, 3), rng.uniform(1.0, 3.0, 3)
 
-    def forward(*arrays):
-        y, _, _, cache = sn.kernels.run(
-            fused_depthwise.depthwise_norm_relu6_forward, *arrays, 1e-5, conv.stride, conv.padding, conv.dilation
-        )
-        return y, cache
+    with sn.use_kernels(kernels):
+        pairs = {name: table.choose(DepthwiseStep.plain, Kind("cpu", name)) for name in ("float64", "complex128")}
 
-    def backward(dy, cache):
-        return sn.kernels.run(fused_depthwise.depthwise_norm_relu6_backward, dy, cache)
+    def forward(x, *parameters):
+        y, _, _, cache = pairs[x.dtype.name].forward(x, *parameters, 1e-5, *conv.geometry)
+        return y, (x.dtype.name, cache)
 
-    sn.use_kernels(kernels)
+    def backward(dy, saved):
+        return pairs[saved[0]].backward(dy, saved[1])
+
     report = sn.gradcheck((forward, backward), (x, weight, gamma, beta), rng=rng, samples=20)
     assert len(report.rows) == 5 and report.rtol == 1e-12
 
@@ -87,18 +89,14 @@ def test_the_kernels_are_the_functions_and_leave_what_they_read():
     net = network(rng, 5, 3, 1, 1, 1)
     x = rng.standard_normal((5, 7, 9, 4))
     args = x, net[0].weight.data, net[1].weight.data, net[1].bias.data, 1e-5, (1, 1), (1, 1), (1, 1)
-    plain_forward = fused_depthwise.depthwise_norm_relu6_forward
-    plain_backward = fused_depthwise.depthwise_norm_relu6_backward
-    forward = sn.kernels.pick(plain_forward, *args)
-    *ours, cache = forward(*args)
-    for mine, plain in zip(ours, plain_forward(*args)[:-1], strict=True):
-        np.testing.assert_allclose(mine, plain, rtol=1e-12, atol=1e-12)
+    plain, kernel = DepthwiseStep.plain, table.choose(DepthwiseStep.plain, kind_of(x))
+    assert kernel is not plain
+    *ours, cache = kernel.forward(*args)
+    *want, plain_cache = plain.forward(*args)
     dy = rng.standard_normal(ours[0].shape)
-    backward = sn.kernels.pick(plain_backward, dy, cache)
-    assert forward is not plain_forward and backward is not plain_backward
-    first = backward(dy, cache)
-    for again in (backward(dy, cache), plain_backward(dy, cache)):  # the first call changed nothing
-        for mine, other in zip(first, again, strict=True):
+    want += plain.backward(dy, plain_cache)
+    for _ in range(2):  # the first call changed nothing
+        for mine, other in zip([*ours, *kernel.backward(dy, cache)], want, strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
 
 
@@ -106,7 +104,7 @@ def test_sequential_fuses_in_training_and_not_in_eval_mode_nor_without_kernels()
     rng = np.random.default_rng(0)
     net, x = network(rng, 3, 3, 1, 1, 1), rng.standard_normal((4, 3, 5, 2))
     net(x)
-    assert is_fused(net) and isinstance(net._steps[0], DepthwiseStep) and net[1].num_batches_tracked == 1
+    assert isinstance(net._plan.steps[0], DepthwiseStep) and net[1].num_batches_tracked == 1
     net.eval(save=True)(x)
     assert not is_fused(net)
     sn.use_kernels(False)
@@ -163,5 +161,5 @@ def test_a_channelwise_layer_behind_it_is_a_step_of_its_own():
     rng = np.random.default_rng(0)
     net = sn.Sequential(*network(rng, 3, 3, 1, 1, 1), sn.AvgPool2d(2))
     net(rng.standard_normal((4, 3, 6, 4)))
-    assert [len(step.layers) for step in net._steps] == [3, 1]
+    assert [len(step.layers) for step in net._plan.steps] == [3, 1]
     net.backward(rng.standard_normal((4, 3, 3, 2)))

@@ -19,7 +19,7 @@ from strategies import in_layout
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import to_device
-from scratchnet.kernels import gpu
+from scratchnet.kernels.cuda import launch as cuda_launch
 from scratchnet.training.optim import SGD
 from scratchnet.training.trainer import train_step
 
@@ -71,7 +71,7 @@ def test_the_program_stores_activations_in_bfloat16(tmp_path):
 
 
 def test_tf32_is_float32_to_ten_bits():
-    from scratchnet.array import use_tf32
+    from scratchnet.device import use_tf32
 
     exact, _ = train("cuda", np.float32, steps=1)
     use_tf32(True)
@@ -95,10 +95,10 @@ def test_the_stand_in_has_the_names_of_this_cupy(tmp_path, monkeypatch):
 def test_every_instantiation_loads():
     import cupy
 
-    for source in sorted({kernel.source for kernel in gpu.kernels().values()}):
+    for source in sorted({kernel.source for kernel in cuda_launch.declared().values()}):
         for dtype in ("float32", "float64", "bfloat16"):
-            module = gpu._module(cupy, source, dtype)
-            for name in gpu.instantiations(source, dtype):
+            module = cuda_launch._module(cupy, source, dtype)
+            for name in cuda_launch.instantiations(source, dtype):
                 assert module.get_function(name).local_size_bytes == 0, f"{name} spills"
 
 

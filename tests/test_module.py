@@ -1,6 +1,7 @@
 """The contract of modules: what a tree holds, its modes, one forward for one backward."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,15 +73,10 @@ def test_named_modules_are_the_tree_depth_first():
     assert [name for name, _ in tree().named_modules("net")][:3] == ["net", "net.stem", "net.stem.0"]
 
 
-def test_a_parameter_starts_with_gradient_0_and_a_slice_of_it_is_a_view():
+def test_a_parameter_starts_with_gradient_0():
     parameter = sn.Parameter(np.arange(6, dtype=np.float32).reshape(3, 2))
     assert parameter.grad.shape == (3, 2) and parameter.grad.dtype == np.float32 and not parameter.grad.any()
     assert parameter.decay and not sn.Parameter(np.ones(2), decay=False).decay
-    part = parameter.rows(slice(1, 3))
-    part.grad += 1
-    part.data[...] = 7
-    assert parameter.grad.tolist() == [[0, 0], [1, 1], [1, 1]] and parameter.data.tolist() == [[0, 1], [7, 7], [7, 7]]
-    assert part.decay and not sn.Parameter(np.ones(3), decay=False).rows(slice(1)).decay
     assert repr(parameter) == "Parameter(shape=(3, 2), dtype=float32)"
 
 
@@ -88,14 +84,45 @@ def test_sequential_names_indexes_and_opens_up():
     first, second, third = sn.ReLU(), sn.ReLU6(), Scale(2)
     net = sn.Sequential({"a": sn.Sequential(first, second), "b": sn.Residual(third)})
     assert len(net) == 2 and net[0] is net.a and net[-1] is net.b and net.a[1] is second
-    assert [(name, layer) for name, layer in net.chain()] == [("a.0", first), ("a.1", second), ("b", net.b)]
+    start, *inside, end = list(net.chain())[2:]
+    assert list(net.chain())[:2] == [("a.0", first), ("a.1", second)] and inside == [("b.0", third)]
+    assert [(name, mark.residual, mark.opens) for name, mark in (start, end)] == [
+        ("b", net.b, True),
+        ("b", net.b, False),
+    ]
     assert [name for name, _ in sn.Sequential(first, third).named_children()] == ["0", "1"]
 
-    class Own(sn.Sequential):  # may do something else in its forward: stays whole
+    class Named(sn.Sequential):
         pass
+
+    class Own(sn.Sequential):  # does something else: stays whole
+        def backward(self, dy):
+            return 2 * super().backward(dy)
 
     own = Own(first)
     assert list(sn.Sequential(own).chain()) == [("0", own)]
+    assert list(sn.Sequential(Named(first)).chain()) == [("0.0", first)]
+
+
+def test_a_slice_of_a_sequential_is_one_of_the_same_layers():
+    net = sn.Sequential({"a": Scale(3), "b": sn.ReLU(), "c": sn.ReLU6()})
+    part = net[1:]
+    assert type(part) is sn.Sequential and part.named_children() == [("b", net.b), ("c", net.c)]
+    assert len(net[:0]) == 0 and list(net[::2]) == [net.a, net.c]
+    x = picture()
+    np.testing.assert_array_equal(net[0:2](x), net.b(net.a(x)))
+
+
+def test_repr_shows_the_layers_as_they_were_made():
+    body = sn.Residual(sn.Conv2d(4, 4, (3, 1), stride=2, groups=4, bias=False), sn.BatchNorm2d(4))
+    net = sn.Sequential({"body": body, "head": sn.Linear(4, 2), "drop": sn.Dropout(0.3, rng=np.random.default_rng(0))})
+    assert repr(net) == (
+        "Sequential(\n  (body): Residual(\n"
+        "    (0): Conv2d(4, 4, kernel_size=(3, 1), stride=(2, 2), groups=4, bias=False)\n"
+        "    (1): BatchNorm2d(4, eps=1e-05, momentum=0.1)\n  )\n"
+        "  (head): Linear(4, 2)\n  (drop): Dropout(p=0.3)\n)"
+    )
+    assert repr(sn.ReLU()) == "ReLU()" and repr(sn.AvgPool2d(2)).startswith("AvgPool2d(kernel_size=(2, 2)")
 
 
 def test_sequential_of_nothing_changes_nothing():
@@ -132,9 +159,21 @@ def test_load_state_dict_keeps_the_dtype_and_takes_lists():
 
 def test_load_state_dict_not_strict_takes_what_fits():
     net, before = tree(), copy.deepcopy(tree()).state_dict()
-    net.load_state_dict({"head.2.weight": np.full((5, 4), 3.0), "classifier.weight": np.ones(2)}, strict=False)
+    state = {"head.2.weight": np.full((5, 4), 3.0), "classifier.weight": np.ones(2)}
+    missing, unexpected = keys = net.load_state_dict(state, strict=False)
+    assert missing == [key for key in KEYS if key != "head.2.weight"] and unexpected == ["classifier.weight"]
+    assert (keys.missing_keys, keys.unexpected_keys) == (missing, unexpected)
+    assert net.load_state_dict(net.state_dict()) == ([], [])
     for name, value in net.state_dict().items():
         assert np.array_equal(value, np.full((5, 4), 3.0) if name == "head.2.weight" else before[name]), name
+
+
+@pytest.mark.parametrize("path", ["best.npz", Path("best.npz")])
+def test_a_path_in_the_place_of_a_state_names_the_right_call(path):
+    with pytest.raises(
+        TypeError, match=r"^Linear: expected a state .*, got the path 'best.npz': .*load_state_dict\(np"
+    ):
+        sn.Linear(2, 3).load_state_dict(path)
 
 
 def broken_states():
@@ -187,6 +226,7 @@ def test_load_state_dict_of_what_is_no_number_copies_nothing():
 def test_modes_hold_for_the_whole_tree():
     net = tree()
     modes = [(net.train, (True, True)), (net.eval, (False, False)), (lambda: net.eval(save=True), (False, True))]
+    modes += [(lambda: net.train(True), (True, True)), (lambda: net.train(False), (False, False))]
     assert {(part.training, part.saves) for _, part in net.named_modules()} == {(True, True)}
     for switch, mode in [*modes, *modes[::-1]]:
         assert switch() is net
@@ -329,14 +369,12 @@ def test_backward_is_that_of_the_last_forward():
 
 
 def test_a_module_used_twice_needs_two_forwards_of_its_own():
-    """A layer keeps one cache, so its second place in the chain is refused, and no wrong gradient is returned."""
-    shared = Scale(3)
-    net = sn.Sequential(shared, sn.ReLU(), shared)
-    y = net(picture())
-    with pytest.raises(
-        RuntimeError, match=r"^0 Scale: nothing saved for backward .*each forward .* serves one backward$"
-    ):
-        net.backward(y)
+    """A layer keeps one cache: a second forward takes the place of the first, and no wrong gradient is returned."""
+    layer = Scale(3)
+    y = layer(layer(picture()))
+    dy = layer.backward(y)
+    with pytest.raises(RuntimeError, match="^Scale: nothing saved for backward .*each forward .* serves one backward$"):
+        layer.backward(dy)
 
 
 def test_a_parameter_shared_by_two_layers_gathers_both_gradients():

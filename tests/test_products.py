@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import normal, rngs
 
-from scratchnet.kernels import cpu
+from scratchnet.kernels.cpu import products
+from scratchnet.parallel import cuts
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(cpu, "CHUNK", 16)
-    monkeypatch.setattr(cpu, "PARALLEL_WORK", 100)
+    monkeypatch.setattr(products, "CHUNK", 16)
+    monkeypatch.setattr(cuts, "PARALLEL_WORK", 100)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ def small_chunks(monkeypatch):
     [(1, 40, 1), (4, 25, 1), (4, 26, 2), (3, 40, 2), (3, 100, 6), (3, 110, 8), (3, 170, 12), (20, 10, 2), (200, 1, 1)],
 )
 def test_an_even_number_of_chunks_from_so_much_work_on(multiply_adds, columns, count):
-    chunks = cpu._chunks(multiply_adds, columns)
+    chunks = products._chunks(multiply_adds, columns)
     assert len(chunks) == count
     assert [column for chunk in chunks for column in range(columns)[chunk]] == list(range(columns))
 
@@ -29,6 +30,6 @@ def test_an_even_number_of_chunks_from_so_much_work_on(multiply_adds, columns, c
 def test_a_product_in_chunks_is_the_product(rng, rows, inner, columns):
     a, b, c = normal(rng, (rows, inner)), normal(rng, (inner, columns)), normal(rng, (rows, columns))
     out = np.empty((rows, columns))
-    cpu.matmul(a, b, out)
+    products.matmul(a, b, out)
     np.testing.assert_allclose(out, a @ b, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(cpu.matmul_transposed(c, b), c @ b.T, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(products.matmul_transposed(c, b), c @ b.T, rtol=1e-12, atol=1e-12)

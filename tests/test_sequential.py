@@ -13,8 +13,8 @@ import scratchnet as sn
 class Shut(sn.Module):
     """A layer that refuses, with an error of one's own choice, forward or backward."""
 
-    def __init__(self, error, when="forward", channelwise=False):
-        self.error, self.when, self.channelwise = error, when, channelwise
+    def __init__(self, error, when="forward"):
+        self.error, self.when = error, when
 
     def forward(self, x):
         if self.when == "forward":
@@ -86,7 +86,7 @@ def test_residual_adds_the_shortcut_both_ways(rng, x_layout, dy_layout):
 
 @pytest.mark.parametrize(
     "name",
-    ["forward", "backward", "training", "saves", "name", "parameters", "buffers", "_cache", "eval", "chain", "_steps"],
+    ["forward", "backward", "training", "saves", "name", "parameters", "buffers", "_cache", "eval", "chain", "_plan"],
 )
 @pytest.mark.parametrize("container", [sn.Sequential, sn.Residual])
 def test_a_name_that_every_module_has_is_refused(container, name):

@@ -1,8 +1,11 @@
 """The thread pool: the order of a map, errors, forks, and NumPy's settings within a step."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -12,7 +15,9 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 import scratchnet as sn
-from scratchnet import threads as pool
+from scratchnet.parallel import threads as pool
+
+ROOT = Path(__file__).parents[1]
 
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 4))
@@ -135,13 +140,48 @@ def test_a_forked_child_computes_on_threads_of_its_own():
 
 
 def test_number_of_threads_is_that_of_the_cores_unless_set():
-    cores = {3, 4, 5}
-    with mock.patch.object(pool._Pool, "threads", None), mock.patch.object(pool._Pool, "jobs", None):
-        with mock.patch.object(pool.os, "sched_getaffinity", lambda pid: cores, create=True):
-            assert sn.get_num_threads() == 3
-            sn.set_num_threads(1)  # ends them, before the pool from before comes back
+    with mock.patch.multiple(pool, _threads=None, _pool=None):
+        with mock.patch.object(pool.os, "sched_getaffinity", lambda pid: {3, 4, 5}, create=True):
+            assert sn.get_num_threads() == 3 and pool._pool is None
+            assert pool.pool().threads == 3
+            pool.pool().close()
     sn.set_num_threads(5)
     assert sn.get_num_threads() == 5
+
+
+def test_reading_the_number_starts_nothing_and_leaves_blas_alone():
+    code = (
+        "import threading, numpy, scratchnet as sn; from threadpoolctl import threadpool_info\n"
+        "blas = [lib['num_threads'] for lib in threadpool_info()]\n"
+        "sn.get_num_threads()\n"
+        "print(threading.active_count(), blas == [lib['num_threads'] for lib in threadpool_info()])\n"
+        "sn.Sequential(sn.ReLU())(numpy.ones((1, 2)))\n"
+        "print({lib['num_threads'] for lib in threadpool_info() if lib['user_api'] == 'blas'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split("\n")[:2] == ["1 True", "{1}"], done.stderr
+
+
+def test_another_number_of_threads_while_a_thread_computes_does_not_hang():
+    """Between reading the pool and handing it work, the pool may be closed."""
+    interval, done = sys.getswitchinterval(), threading.Event()
+    results = []
+
+    def compute():
+        while not done.is_set():
+            results.append(pool.parallel(lambda k: k * k, range(6)) == [k * k for k in range(6)])
+
+    worker = threading.Thread(target=compute, daemon=True)
+    sys.setswitchinterval(1e-6)
+    try:
+        worker.start()
+        for k in range(300):
+            sn.set_num_threads(1 + k % 3)
+        done.set()
+        worker.join(timeout=30)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not worker.is_alive() and results and all(results)
 
 
 def test_another_number_of_threads_ends_those_before():
@@ -161,7 +201,7 @@ def test_another_number_of_threads_ends_those_before():
 
 
 def helpers():
-    return [thread for thread in threading.enumerate() if thread.name == "scratchnet"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("scratchnet")]
 
 
 def test_blas_is_held_at_one_thread():

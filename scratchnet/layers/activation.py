@@ -12,7 +12,8 @@ The mask multiplies, so an infinite dy becomes NaN where x was held (0 · ∞): 
 """
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_matrix, get_array_module
+from scratchnet.array import as_images, as_matrix
+from scratchnet.device import get_array_module, kind_of
 from scratchnet.module import Module
 
 
@@ -51,36 +52,36 @@ def clip(x, low, high):
     return y if high is None else xp.where(x.real >= high, high, y)
 
 
+RELU = kernels.Pair(relu_forward, relu_backward)
+RELU6 = kernels.Pair(relu6_forward, relu6_backward)
+
+
 class ReLU(Module):
     """Clip x at 0 from below. Raises TypeError for anything but a floating-point array."""
 
-    channelwise = True
+    def pair(self, kind):
+        """(RELU.1), (RELU.2)."""
+        return kernels.choose(RELU, kind)
 
     def forward(self, x):
         """Compute y, shaped like x."""
         self.require(x)
-        y, cache = kernels.run(relu_forward, x)
-        self.save_cache(cache, y)
+        forward, backward, _ = self.pair(kind_of(x))
+        y, cache = forward(x)
+        self.save_cache((backward, cache), y)
         return y
 
     def backward(self, dy):
         """Return dx."""
-        return kernels.run(relu_backward, dy, self.take_cache(dy))
+        backward, cache = self.take_cache(dy)
+        return backward(dy, cache)
 
 
-class ReLU6(Module):
+class ReLU6(ReLU):
     """Clip x to [0, 6]. Raises TypeError for anything but a floating-point array."""
 
-    channelwise = True
     takes_bfloat16 = True
 
-    def forward(self, x):
-        """Compute y, shaped like x."""
-        self.require(x)
-        y, cache = kernels.run(relu6_forward, x)
-        self.save_cache(cache, y)
-        return y
-
-    def backward(self, dy):
-        """Return dx."""
-        return kernels.run(relu6_backward, dy, self.take_cache(dy))
+    def pair(self, kind):
+        """(RELU6.1), (RELU6.2)."""
+        return kernels.choose(RELU6, kind)

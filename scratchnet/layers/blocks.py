@@ -3,7 +3,7 @@
 Conv2d's path "dense" goes this way: slow, and so simple that the other paths can be held to it.
 """
 
-from scratchnet.array import get_array_module
+from scratchnet.device import get_array_module
 
 
 def block_diagonal(weight, groups):

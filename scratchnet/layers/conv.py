@@ -27,7 +27,8 @@ with the slices of `windows.taps`: outputs outside, and the pixels inside that t
 import numpy as np
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_maps, get_array_module
+from scratchnet.array import as_images, as_maps
+from scratchnet.device import get_array_module, kind_of
 from scratchnet.layers.blocks import block_diagonal, diagonal_blocks
 from scratchnet.layers.init import fan_out_normal
 from scratchnet.module import Module, Parameter
@@ -49,36 +50,31 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  #
         y (N, O, OH, OW) and the cache for `conv2d_backward`.
     """
     maps = as_maps(x)  # (N, C, H, W) -> (C, H, W, N)
-    if path == "dense":
-        dense_weight = block_diagonal(weight, groups)
-        y = kernels.run(grouped_forward, maps, dense_weight, stride, padding, dilation, 1)
-    elif path == "grouped":
-        y = kernels.run(grouped_forward, maps, weight, stride, padding, dilation, groups)
-    elif path == "depthwise":
-        y = kernels.run(depthwise_forward, maps, weight, stride, padding, dilation)
-    else:
-        y = kernels.run(pointwise_forward, maps, weight, stride)
+    full = block_diagonal(weight, groups) if path == "dense" else weight
+    (forward, backward, _), options = path_pair(kind_of(x), weight, stride, padding, dilation, groups, path)
+    y = forward(maps, full, *options)
     if bias is not None:
         y += bias[:, None, None, None]
-    return as_images(y), (maps, weight, bias is not None, stride, padding, dilation, groups, path)
+    return as_images(y), (backward, maps, full, options, bias is not None, groups, path)
 
 
 def conv2d_backward(dy, cache):
     """Gradients of `conv2d_forward`: dx (N, C, H, W), dweight like weight, dbias (O,) or None."""
-    maps, weight, has_bias, stride, padding, dilation, groups, path = cache
+    backward, maps, full, options, has_bias, groups, path = cache
     grad = as_maps(dy)  # (N, O, OH, OW) -> (O, OH, OW, N)
     dbias = grad.reshape(len(grad), -1).sum(axis=1) if has_bias else None  # (CONV.4)
-    if path == "dense":
-        dense_weight = block_diagonal(weight, groups)
-        dx, dweight = kernels.run(grouped_backward, grad, maps, dense_weight, stride, padding, dilation, 1)
-        dweight = diagonal_blocks(dweight, groups)
-    elif path == "grouped":
-        dx, dweight = kernels.run(grouped_backward, grad, maps, weight, stride, padding, dilation, groups)
-    elif path == "depthwise":
-        dx, dweight = kernels.run(depthwise_backward, grad, maps, weight, stride, padding, dilation)
-    else:
-        dx, dweight = kernels.run(pointwise_backward, grad, maps, weight, stride)
-    return as_images(dx), dweight, dbias
+    dx, dweight = backward(grad, maps, full, *options)
+    return as_images(dx), diagonal_blocks(dweight, groups) if path == "dense" else dweight, dbias
+
+
+def path_pair(kind, weight, stride, padding, dilation, groups, path):
+    """The pair of functions that computes a path, and what they take besides x and weight."""
+    if path == "pointwise":
+        return kernels.choose(POINTWISE, kind), (stride,)
+    if path == "depthwise":
+        return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups), (stride, padding, dilation)
+    products = 1 if path == "dense" else groups
+    return kernels.choose(GROUPED, kind, groups=products), (stride, padding, dilation, products)
 
 
 # The paths, each on maps x (C, H, W, N), y (O, OH, OW, N) ---------------------------------------------------------------
@@ -155,6 +151,11 @@ def depthwise_backward(dy, x, weight, stride, padding, dilation):
     return dx, dfilters.reshape(weight.shape)
 
 
+POINTWISE = kernels.Pair(pointwise_forward, pointwise_backward)
+DEPTHWISE = kernels.Pair(depthwise_forward, depthwise_backward)
+GROUPED = kernels.Pair(grouped_forward, grouped_backward)
+
+
 def _out_size(x, weight_shape, stride, padding, dilation):
     return tuple(map(output_size, x.shape[1:3], weight_shape[2:], stride, padding, dilation))
 
@@ -210,24 +211,37 @@ class Conv2d(Module):
         self._path = path
 
     @property
-    def channelwise(self):  # type: ignore[override]  # noqa: D102
-        return self.groups == self.in_channels == self.out_channels
-
-    @property
     def takes_bfloat16(self):  # type: ignore[override]  # noqa: D102
-        return self.bias is None and (self.path != "depthwise" or self.channelwise)
+        return self.bias is None and (self.path != "depthwise" or self.in_channels == self.out_channels)
 
     @property
     def multiply_adds(self):
         """Multiplications, each with its addition, for one number of the output."""
         return self.weight.data[0].size
 
-    def forward(self, x):
-        """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
+    @property
+    def geometry(self):
+        """Stride, padding and dilation, as the functions take them."""
+        return self.stride, self.padding, self.dilation
+
+    def pair(self, kind):
+        """That of the path."""
+        return path_pair(kind, self.weight.data, *self.geometry, self.groups, self.path)[0]
+
+    def facts(self):
+        """The path as well."""
+        return *super().facts(), self.path, self.bias is None
+
+    def check(self, x):
+        """Raise ValueError or TypeError for an x that forward cannot take."""
         self.require(x, "N", self.in_channels, "H", "W")
         require_room(self.name, x.shape, self.kernel_size, self.padding, self.dilation)
+
+    def forward(self, x):
+        """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
+        self.check(x)
         parameters = self.weight.data, self.bias.data if self.bias else None
-        y, cache = conv2d_forward(x, *parameters, self.stride, self.padding, self.dilation, self.groups, self.path)
+        y, cache = conv2d_forward(x, *parameters, *self.geometry, self.groups, self.path)
         self.save_cache(cache, y)
         return y
 
@@ -239,8 +253,8 @@ class Conv2d(Module):
             self.bias.grad += dbias
         return dx
 
-    def slab(self, rows):
-        """A depthwise convolution over some channels: as many groups as there are channels left."""
-        part = super().slab(rows)
-        part.in_channels = part.out_channels = part.groups = rows.stop - rows.start
-        return part
+    def extra_repr(self):  # noqa: D102
+        said = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        given = (("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1))
+        said += [f"{name}={getattr(self, name)}" for name, usual in given if getattr(self, name) != usual]
+        return ", ".join(said + ["bias=False"] * (self.bias is None))

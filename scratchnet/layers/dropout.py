@@ -8,7 +8,9 @@ Dividing by 1 - p leaves the mean as it is, so that eval mode is y = x. Source: 
 
 import numpy as np
 
-from scratchnet.array import as_images, as_matrix, device_of, to_device
+from scratchnet import kernels
+from scratchnet.array import as_images, as_matrix, to_device
+from scratchnet.device import device_of
 from scratchnet.module import Module
 
 
@@ -36,8 +38,6 @@ class Dropout(Module):
         TypeError: rng is no numpy.random.Generator.
     """
 
-    # Row c of y needs row c of x only, yet dropout is not cut into slabs: the masks would depend on how it was cut.
-
     def __init__(self, p=0.5, *, rng):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p!r}")
@@ -60,3 +60,10 @@ class Dropout(Module):
         """Return dx."""
         cache = self.take_cache(dy)
         return dy if cache is None else dropout_backward(dy, cache)
+
+    def pair(self, kind):
+        """(DROP.1), (DROP.2); none where nothing is dropped."""
+        return kernels.Pair(dropout_forward, dropout_backward) if self.training and self.p else None
+
+    def extra_repr(self):  # noqa: D102
+        return f"p={self.p}"

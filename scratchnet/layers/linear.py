@@ -10,6 +10,7 @@
 
 import numpy as np
 
+from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
@@ -72,6 +73,14 @@ class Linear(Module):
         if self.bias:
             self.bias.grad += dbias
         return dx
+
+    def pair(self, kind):
+        """(LIN.1) to (LIN.4)."""
+        return kernels.Pair(linear_forward, linear_backward)
+
+    def extra_repr(self):  # noqa: D102
+        outs, ins = self.weight.data.shape
+        return f"{ins}, {outs}" + ", bias=False" * (self.bias is None)
 
 
 class Flatten(Module):

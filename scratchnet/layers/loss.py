@@ -13,8 +13,9 @@ The gradient of each picture sums to 0: a shift of all logits changes nothing.
 Sources: Goodfellow et al. 2016, §6.2.2.3; label smoothing: Szegedy et al. 2016, §7.
 """
 
-from scratchnet import array, kernels
-from scratchnet.array import as_images, as_matrix, get_array_module
+from scratchnet import kernels
+from scratchnet.array import as_images, as_matrix
+from scratchnet.device import device_of, get_array_module, is_array, kind_of
 from scratchnet.module import Module
 
 
@@ -68,22 +69,27 @@ class CrossEntropyLoss(Module):
         """Compute the loss of logits (N, K) and labels (N,): a 0-d array of the logits' dtype."""
         self.require(logits, "N", "K")
         self._require_labels(labels, *logits.shape)
-        if array.device_of(labels) != array.device_of(logits):
+        if device_of(labels) != device_of(logits):
             raise TypeError(
-                f"CrossEntropyLoss: labels are on {array.device_of(labels)} and logits on {array.device_of(logits)}: "
-                f"move the labels with sn.to_device(labels, {array.device_of(logits)!r})"
+                f"CrossEntropyLoss: labels are on {device_of(labels)} and logits on {device_of(logits)}: "
+                f"move the labels with sn.to_device(labels, {device_of(logits)!r})"
             )
-        loss, cache = kernels.run(cross_entropy_forward, logits, labels, self.label_smoothing)
-        self.save_cache(cache, loss)
+        forward, backward, _ = self.pair(kind_of(logits))
+        loss, cache = forward(logits, labels, self.label_smoothing)
+        self.save_cache((backward, cache), loss)
         return loss
 
     def backward(self, dloss=1.0):
         """Return dlogits (N, K), of the loss times `dloss`."""
-        dloss = float(dloss)  # a NumPy scalar would make float32 float64
-        return kernels.run(cross_entropy_backward, dloss, self.take_cache())
+        backward, cache = self.take_cache()
+        return backward(float(dloss), cache)  # a NumPy scalar would make float32 float64
+
+    def pair(self, kind):
+        """(CE.1) to (CE.4)."""
+        return kernels.choose(kernels.Pair(cross_entropy_forward, cross_entropy_backward), kind)
 
     def _require_labels(self, labels, n, classes):
-        if not array.is_array(labels):
+        if not is_array(labels):
             raise TypeError(
                 f"CrossEntropyLoss: expected labels as an array of {n} integers, got {type(labels).__name__}"
             )
@@ -91,9 +97,7 @@ class CrossEntropyLoss(Module):
             raise TypeError(f"CrossEntropyLoss: labels must be integers in [0, {classes}), got {labels.dtype}")
         if labels.shape != (n,):
             raise ValueError(f"CrossEntropyLoss: expected labels of shape ({n},), got {labels.shape}")
-        if (
-            array.device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes
-        ):  # on a GPU this would wait
+        if device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes:  # on a GPU this would wait
             raise ValueError(
                 f"CrossEntropyLoss: labels must be in [0, {classes}), got {labels.min()} to {labels.max()}"
             )

@@ -28,10 +28,13 @@ The running statistics are averages that forget: with momentum μ, the weight of
 where M/(M-1) makes v the unbiased estimate, as in PyTorch.
 """
 
+import math
+
 import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix
+from scratchnet.device import kind_of
 from scratchnet.module import Module, Parameter
 from scratchnet.windows import is_count
 
@@ -102,6 +105,10 @@ def track_statistics(running_mean, running_var, batches, mean, var, momentum, co
     batches += 1
 
 
+BATCH_NORM = kernels.Pair(batch_norm_forward, batch_norm_backward)
+FROZEN_BATCH_NORM = kernels.Pair(frozen_batch_norm_forward, frozen_batch_norm_backward)
+
+
 class BatchNorm2d(Module):
     """Batch normalisation of (N, C, H, W) over N, H and W, with running statistics for eval mode.
 
@@ -115,7 +122,6 @@ class BatchNorm2d(Module):
         ValueError: x is not (N, num_features, H, W), or holds one value per channel in training mode.
     """
 
-    channelwise = True  # row c of y needs row c of x only
     takes_bfloat16 = True
     buffers = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -129,28 +135,35 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = np.zeros((), np.int64)
         self.eps, self.momentum = float(eps), float(momentum)  # a NumPy scalar would make float32 float64
 
+    def pair(self, kind):
+        """By the batch's statistics, or by the running ones."""
+        return kernels.choose(BATCH_NORM if self.training else FROZEN_BATCH_NORM, kind)
+
+    def require_batch(self, shape):
+        """Raise ValueError where x of this shape holds too few values for statistics."""
+        if math.prod(shape) == shape[1]:
+            raise ValueError(
+                f"{self.name}: needs more than one value per channel in training mode, got x of shape {shape}"
+            )
+
     def forward(self, x):
         """Normalise x, by its own statistics in training mode and by the running ones in eval mode."""
         self.require(x, "N", self.weight.data.size, "H", "W")
+        forward, backward, _ = self.pair(kind_of(x))
         weight, bias = self.weight.data, self.bias.data
         if self.training:
-            count = x.size // x.shape[1]
-            if count == 1:
-                raise ValueError(
-                    f"BatchNorm2d: needs more than one value per channel in training mode, got x of shape {x.shape}"
-                )
-            y, mean, var, cache = kernels.run(batch_norm_forward, x, weight, bias, self.eps)
-            self.track(mean, var, count)
+            self.require_batch(x.shape)
+            y, mean, var, cache = forward(x, weight, bias, self.eps)
+            self.track(mean, var, x.size // x.shape[1])
         else:
-            statistics = self.running_mean, self.running_var
-            y, cache = kernels.run(frozen_batch_norm_forward, x, weight, bias, *statistics, self.eps)
-        self.save_cache(cache, y)
+            y, cache = forward(x, weight, bias, self.running_mean, self.running_var, self.eps)
+        self.save_cache((backward, cache), y)
         return y
 
     def backward(self, dy):
         """Return dx; add dweight and dbias."""
-        backward = batch_norm_backward if self.training else frozen_batch_norm_backward
-        dx, dweight, dbias = kernels.run(backward, dy, self.take_cache(dy))
+        backward, cache = self.take_cache(dy)
+        dx, dweight, dbias = backward(dy, cache)
         self.weight.grad += dweight
         self.bias.grad += dbias
         return dx
@@ -159,3 +172,6 @@ class BatchNorm2d(Module):
         """Take the statistics of one more batch, each (C,), of `count` values a channel, into the running ones."""
         running = self.running_mean, self.running_var, self.num_batches_tracked
         kernels.run(track_statistics, *running, mean, var, self.momentum, count)
+
+    def extra_repr(self):  # noqa: D102
+        return f"{self.weight.data.size}, eps={self.eps}, momentum={self.momentum}"

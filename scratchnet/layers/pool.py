@@ -16,7 +16,8 @@ Sources: LeCun et al. 1998, §II.B; Lin et al. 2014, §3.2 (global).
 import numpy as np
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_maps, get_array_module
+from scratchnet.array import as_images, as_maps
+from scratchnet.device import get_array_module, kind_of
 from scratchnet.module import Module
 from scratchnet.windows import output_size, pair, require_room, taps
 
@@ -82,14 +83,16 @@ def global_avg_pool2d_backward(dy, cache):
     return as_images(dx)
 
 
+AVG_POOL2D = kernels.Pair(avg_pool2d_forward, avg_pool2d_backward)
+GLOBAL_AVG_POOL2D = kernels.Pair(global_avg_pool2d_forward, global_avg_pool2d_backward)
+
+
 class AvgPool2d(Module):
     """Average pooling of (N, C, H, W), with PyTorch's meaning of every option.
 
     Raises:
         ValueError: sizes that are no ints, padding above half of the kernel, a kernel larger than the padded input.
     """
-
-    channelwise = True
 
     def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
         self.kernel_size = pair(kernel_size, "AvgPool2d: kernel_size", 1)
@@ -115,20 +118,32 @@ class AvgPool2d(Module):
         """Return dx (N, C, H, W)."""
         return avg_pool2d_backward(dy, self.take_cache(dy))
 
+    def pair(self, kind):
+        """(POOL.1), (POOL.2)."""
+        return AVG_POOL2D
+
+    def extra_repr(self):  # noqa: D102
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
 
 class GlobalAvgPool2d(Module):
     """The mean of each channel of each picture: (N, C, H, W) -> (N, C, 1, 1). Raises ValueError for another shape."""
 
-    channelwise = True
     takes_bfloat16 = True  # and gives float32
 
     def forward(self, x):
         """Average over H and W."""
         self.require(x, "N", "C", "H", "W")
-        y, cache = kernels.run(global_avg_pool2d_forward, x)
-        self.save_cache(cache, y)
+        forward, backward, _ = self.pair(kind_of(x))
+        y, cache = forward(x)
+        self.save_cache((backward, cache), y)
         return y
 
     def backward(self, dy):
         """Return dx (N, C, H, W)."""
-        return kernels.run(global_avg_pool2d_backward, dy, self.take_cache(dy))
+        backward, cache = self.take_cache(dy)
+        return backward(dy, cache)
+
+    def pair(self, kind):
+        """(GPOOL.1), (GPOOL.2)."""
+        return kernels.choose(GLOBAL_AVG_POOL2D, kind)

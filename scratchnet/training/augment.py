@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scratchnet.array import as_images, as_maps, device_of, get_array_module, to_device
+from scratchnet.array import as_images, as_maps, to_device
+from scratchnet.device import device_of, get_array_module
 
 
 def random_crop_flip(

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.array import device_of, to_device
+from scratchnet.array import to_device
+from scratchnet.device import device_of
 from scratchnet.module import Module
 
 WARM_UP = 10  # of (EMA.1)

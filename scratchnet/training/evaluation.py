@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchnet.array import as_images, as_maps, get_array_module, to_device
+from scratchnet.array import as_images, as_maps, to_device
+from scratchnet.device import get_array_module
 from scratchnet.training.atomic import atomic_file
 from scratchnet.training.metrics import Average
 

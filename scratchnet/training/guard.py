@@ -6,9 +6,8 @@ step that went wrong is repeated here layer by layer, in order, each layer's res
 
 import math
 
-from scratchnet import kernels
-from scratchnet.array import get_array_module, is_bfloat16
-from scratchnet.sequential import Residual, Sequential, add
+from scratchnet.device import get_array_module, is_bfloat16
+from scratchnet.plan import plan
 
 
 class _Found(Exception):
@@ -36,43 +35,27 @@ def first_bad_layer(model, criterion, x, labels) -> str | None:
 
     The network's gradients and running statistics change, as in any step.
     """
+    steps = plan(model, fuse=False).steps
     try:
-        logits = _forward("", model, x)
-        _require(criterion(logits, labels), "the loss")
+        y = x
+        for step in steps:
+            y = _require(step.forward(y), f"the output of {_titled(step)}")
+        _require(criterion(y, labels), "the loss")
         model.zero_grad()
-        _backward("", model, criterion.backward())
+        dy = criterion.backward()
+        for step in reversed(steps):
+            dy = step.backward(dy)
+            for key, parameter in step.parameters():
+                _require(parameter.grad, f"the gradient of {step.names[0]}.{key} ({step.layers[0].name})")
+            _require(dy, f"the gradient that comes back through {_titled(step)}")
     except _Found as found:
         return str(found)
     return None
 
 
-def _forward(name, layer, x):
-    if not isinstance(layer, Sequential):
-        return _require(layer.forward(x), f"the output of {_titled(name, layer)}")
-    y = x
-    for key, child in layer.named_children():
-        y = _forward(f"{name}.{key}" if name else key, child, y)
-    return (
-        _require(kernels.run(add, x, y), f"the output of {_titled(name, layer)}") if isinstance(layer, Residual) else y
-    )
-
-
-def _backward(name, layer, dy):
-    if not isinstance(layer, Sequential):
-        dx = layer.backward(dy)
-        for key, parameter in layer.named_parameters():
-            _require(parameter.grad, f"the gradient of {name}.{key} ({layer.name})")
-        return _require(dx, f"the gradient that comes back through {_titled(name, layer)}")
-    dx = dy
-    for key, child in reversed(layer.named_children()):
-        dx = _backward(f"{name}.{key}" if name else key, child, dx)
-    if isinstance(layer, Residual):
-        return _require(kernels.run(add, dx, dy), f"the gradient that comes back through {_titled(name, layer)}")
-    return dx
-
-
-def _titled(name, layer):
-    return f"{name} ({layer.name})" if name else layer.name
+def _titled(step):
+    name, layer = step.names[0], step.layers[0].name
+    return f"{name} ({layer})" if name else layer
 
 
 def _require(array, what):

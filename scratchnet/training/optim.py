@@ -34,70 +34,55 @@ from typing import Any
 import numpy as np
 
 from scratchnet import kernels
-from scratchnet.array import device_of, get_array_module, to_device
+from scratchnet.array import to_device
+from scratchnet.device import device_of, get_array_module
+from scratchnet.flat import lay_flat
 from scratchnet.module import Parameter
-from scratchnet.training.storage import storage
 
 
-def sgd_update(data, grad, velocity, scratch, lr, momentum, nesterov, weight_decay):
+def sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay):
     """One step of SGD on one parameter, in place on `data` and `velocity`; `grad` is only read.
 
     Args:
         data, grad: the parameter and its gradient, of one shape and dtype.
         velocity: the slot v, alike; None without momentum.
-        scratch: two arrays alike, overwritten.
         lr, momentum, nesterov, weight_decay: Python scalars, so that float32 stays float32.
     """
-    xp = get_array_module(data)
-    first, second = scratch
     if weight_decay:
-        xp.multiply(data, weight_decay, out=first)
-        grad = xp.add(first, grad, out=first)  # (SGD.1)
+        grad = grad + weight_decay * data  # (SGD.1)
     direction = grad
     if velocity is not None:
         velocity *= momentum
         velocity += grad  # (SGD.2)
-        direction = velocity
-    if nesterov:
-        xp.multiply(velocity, momentum, out=second)
-        direction = xp.add(second, grad, out=second)  # (SGD.3)
-    data -= xp.multiply(direction, lr, out=second)  # (SGD.4)
+        direction = grad + momentum * velocity if nesterov else velocity  # (SGD.3)
+    data -= lr * direction  # (SGD.4)
 
 
-def adam_update(data, grad, mean, square, scratch, step, lr, betas, eps, weight_decay):
+def adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay):
     """One step of Adam on one parameter, in place on `data`, `mean` and `square`; `grad` is only read.
 
     Args:
         data, grad: the parameter and its gradient, of one shape and dtype.
         mean, square: the slots m and s, alike.
-        scratch: two arrays alike, overwritten.
         step: t, from 1.
         lr, betas, eps, weight_decay: Python scalars; eps is in units of the gradient.
     """
-    xp = get_array_module(data)
-    first, second = scratch
     beta1, beta2 = betas
     if weight_decay:
-        xp.multiply(data, weight_decay, out=first)
-        grad = xp.add(first, grad, out=first)  # (ADAM.1)
+        grad = grad + weight_decay * data  # (ADAM.1)
     mean *= beta1
-    mean += xp.multiply(grad, 1 - beta1, out=second)  # (ADAM.2)
+    mean += (1 - beta1) * grad  # (ADAM.2)
     square *= beta2
-    xp.multiply(grad, grad, out=second)
-    square += xp.multiply(second, 1 - beta2, out=second)  # (ADAM.3)
-    xp.sqrt(square, out=second)
-    second *= 1 / math.sqrt(1 - beta2**step)
-    second += eps
-    xp.divide(mean, second, out=second)  # (ADAM.4)
-    second *= lr / (1 - beta1**step)
-    data -= second  # (ADAM.5)
+    square += (1 - beta2) * (grad * grad)  # (ADAM.3)
+    direction = mean / (square**0.5 * (1 / math.sqrt(1 - beta2**step)) + eps)  # (ADAM.4)
+    data -= lr / (1 - beta1**step) * direction  # (ADAM.5)
 
 
 class Optimizer:
     """What the optimizers share: named parameters, slots shaped like them, the step count, and saving all of it.
 
-    A parameter's array is updated in place, never replaced: slabs hold views of it. (On a GPU it moves once, when the
-    optimizer is made: `flat.py`.)
+    A parameter's array is updated in place, never replaced. (On a GPU it moves once, when the optimizer is made: all
+    parameters lie in one array then, so that one launch updates them, `flat.py`.)
 
     Args:
         params: Parameters, or (name, Parameter) pairs as `module.named_parameters()` gives them. The names become
@@ -121,8 +106,14 @@ class Optimizer:
         self.lr = lr
         self.weight_decay = self._within("weight_decay", weight_decay, math.inf)
         self.steps = 0
-        self._storage = storage(self.params, slots)
-        self._slots = self._storage.slots
+        self._flat = lay_flat(self.params)
+        self._whole = {slot: zeros_like(self._flat.data) for slot in slots} if self._flat else {}
+        self._slots = {
+            name: {
+                slot: self._flat.view(self._whole[slot], name) if self._flat else zeros_like(p.data) for slot in slots
+            }
+            for name, p in self.params.items()
+        }
         arrays = {name: parameter.data for name, parameter in self.params.items()}
         self._arrays = {name: (type(data), data.dtype, data.shape) for name, data in arrays.items()}
 
@@ -143,7 +134,7 @@ class Optimizer:
         """
         for name, parameter in self.params.items():
             data = parameter.data
-            if (type(data), data.dtype, data.shape) != self._arrays[name] or not self._storage.holds(parameter):
+            if (type(data), data.dtype, data.shape) != self._arrays[name] or self._flat not in (None, parameter.home):
                 raise ValueError(
                     f"{type(self).__name__}: parameter '{name}' changed its device, dtype or shape since the "
                     f"optimizer was made: make the optimizer after .to() and .astype()"
@@ -151,8 +142,8 @@ class Optimizer:
         if self.before_step:
             self.before_step(self)
         self.steps += 1
-        for data, grad, slots, scratch, decayed in self._storage.parts():
-            self._update(data, grad, slots, scratch, self.weight_decay if decayed else 0.0)
+        for data, grad, slots, decayed in self._parts():
+            self._update(data, grad, slots, self.weight_decay if decayed else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the slots, "slot/parameter name" -> array, and "step" -> int64 array of shape ()."""
@@ -176,7 +167,17 @@ class Optimizer:
             slot[...] = to_device(state[key], device_of(slot))
         self.steps = int(state["step"])
 
-    def _update(self, data, grad, slots, scratch, weight_decay) -> None:
+    def _parts(self):
+        """What is updated at a time: (data, grad, slots, whether weight decay applies)."""
+        if self._flat:
+            for part, decay in self._flat.parts:
+                slots = {name: slot[part] for name, slot in self._whole.items()}
+                yield self._flat.data[part], self._flat.grad[part], slots, decay
+        else:
+            for name, p in self.params.items():
+                yield p.data, p.grad, self._slots[name], p.decay
+
+    def _update(self, data, grad, slots, weight_decay) -> None:
         raise NotImplementedError
 
     def _named_slots(self) -> Iterator[tuple[str, Any]]:
@@ -200,10 +201,10 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         super().__init__(params, lr, weight_decay, ("momentum",) if self.momentum else ())
 
-    def _update(self, data, grad, slots, scratch, weight_decay):
+    def _update(self, data, grad, slots, weight_decay):
         velocity = slots.get("momentum")
         options = self.lr, self.momentum, self.nesterov, weight_decay
-        kernels.run(sgd_update, data, grad, velocity, scratch, *options)
+        kernels.run(sgd_update, data, grad, velocity, *options)
 
 
 class Adam(Optimizer):
@@ -216,10 +217,10 @@ class Adam(Optimizer):
         self.eps = self._within("eps", eps, math.inf)
         super().__init__(params, lr, weight_decay, ("mean", "square"))
 
-    def _update(self, data, grad, slots, scratch, weight_decay):
+    def _update(self, data, grad, slots, weight_decay):
         mean, square = slots["mean"], slots["square"]
         options = self.steps, self.lr, self.betas, self.eps, weight_decay
-        kernels.run(adam_update, data, grad, mean, square, scratch, *options)
+        kernels.run(adam_update, data, grad, mean, square, *options)
 
 
 class AdamW(Adam):
@@ -228,9 +229,14 @@ class AdamW(Adam):
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def _update(self, data, grad, slots, scratch, weight_decay):
+    def _update(self, data, grad, slots, weight_decay):
         data *= 1 - self.lr * weight_decay  # (ADAMW.1)
-        super()._update(data, grad, slots, scratch, 0.0)
+        super()._update(data, grad, slots, 0.0)
+
+
+def zeros_like(array):
+    """Zeros of its shape and dtype, where it lies."""
+    return get_array_module(array).zeros_like(array)
 
 
 def _named(params: Iterable[Any], owner: str) -> dict[str, Any]:

@@ -103,21 +103,23 @@ def _usage(log):
 
 def print_table(nvrtc, architectures=("75", "80", "90"), dtypes=("float32", "float64", "bfloat16")):
     """Each kernel's registers, of all its instantiations from the fewest to the most, its shared memory and spills."""
-    from scratchnet.kernels import gpu
+    from scratchnet.kernels.cuda import launch as cuda_launch
 
     print("NVRTC {}.{}\n".format(*version(nvrtc)))
     columns = "".join(f" sm_{architecture} |" for architecture in architectures)
     print(
         f"| kernel | instantiations |{columns} bytes shared | bytes spilled |\n|{' --- |' * (4 + len(architectures))}"
     )
-    for name, kernel in gpu.kernels().items():
+    for name, kernel in cuda_launch.declared().items():
         found = []
         for architecture in architectures:
             used = []
             for dtype in dtypes:
-                names = gpu.instantiations(kernel.source, dtype)
+                names = cuda_launch.instantiations(kernel.source, dtype)
                 wanted = [n for n in names if n.startswith(f"{name}<")]
-                used += compile_cuda(nvrtc, gpu.text(kernel.source), architecture, gpu.OPTIONS, wanted)[1].values()
+                used += compile_cuda(nvrtc, cuda_launch.text(kernel.source), architecture, cuda_launch.OPTIONS, wanted)[
+                    1
+                ].values()
             found.append(used)
         registers = "".join(f" {min(u.registers for u in used)}–{max(u.registers for u in used)} |" for used in found)
         shared, spills = (max(getattr(u, what) for used in found for u in used) for what in ("shared", "spills"))

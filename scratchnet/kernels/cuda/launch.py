@@ -1,11 +1,11 @@
-"""CUDA kernels: found in `cuda/*.cu`, compiled when first called, their arguments checked before every launch.
+"""CUDA kernels: found in the `.cu` files here, compiled when first called, their arguments checked before every launch.
 
 A kernel that is launched with a wrong argument does not raise: it reads strides that are not there, or half of a number.
 What a kernel takes stands in its own first lines, so they are read here, from the source, and every argument is held to
 them: arrays must be C-contiguous, of the dtype that the pointer has, and aligned where 16 bytes are loaded at once; a
 number is given the width that the parameter has. Nothing here waits for the device.
 
-The layers' functions are in `gpu_norm.py`, `gpu_conv.py`, `gpu_bfloat16.py` and `gpu_training.py`, which call `launch`.
+The layers' functions are in the files beside this one, each beside its `.cu`.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchnet.array import get_array_module
+from scratchnet.device import get_array_module
 
 THREADS = 256  # a block's
 BLOCKS = 2048  # at most, of a whole grid: enough for every GPU of today, and loops stride over what is left
@@ -31,18 +31,13 @@ _FIXED = {"int": "int32", "long long": "int64", "unsigned char": "uint8"}
 _HEAD = re.compile(r"template <([^>]*)>\s*__global__ void (\w+)\(([^)]*)\)")
 
 
-def is_real(x, *_):
-    """Whether x is of a dtype that the kernels are compiled for."""
-    return x.dtype.name in CPP
-
-
 def sum_dtype(x):
-    """In what the numbers of x are added up, and parameters kept: x's dtype, float32 for bfloat16."""
+    """The dtype in which the numbers of x are added up, and parameters kept: that of x, or float32 for bfloat16."""
     return SUM[x.dtype.name]
 
 
-class Parameter(NamedTuple):
-    """A kernel's parameter: what a pointer points to, or the type of a number. dtype "T" and "sum" follow the array."""
+class Argument(NamedTuple):
+    """What a kernel takes: a pointer to numbers of a dtype, or a number. dtype "T" and "sum" follow the array."""
 
     name: str
     pointer: bool
@@ -54,37 +49,39 @@ class Parameter(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What the source says of a kernel: its file, its template parameters behind T, its parameters."""
+    """What the source says of a kernel: its file, its template parameters behind T, its arguments."""
 
     source: str
     template: tuple[str, ...]
-    parameters: tuple[Parameter, ...]
+    arguments: tuple[Argument, ...]
+
+
+FOLDER = resources.files("scratchnet.kernels") / "cuda"
 
 
 def text(source):
-    """The CUDA text of a file of `cuda/`, behind what all of them share."""
-    folder = resources.files("scratchnet.kernels") / "cuda"
-    parts = [(folder / f"{name}.cu").read_text(encoding="utf-8") for name in ("common", source)]
+    """The CUDA text of a file, behind what all of them share."""
+    parts = [(FOLDER / f"{name}.cu").read_text(encoding="utf-8") for name in ("common", source)]
     return "\n".join(parts)
 
 
 @functools.cache
-def kernels():
-    """Every kernel by its name, as the sources declare them."""
-    names = sorted(path.name for path in (resources.files("scratchnet.kernels") / "cuda").iterdir())
+def declared():
+    """Every `Kernel` by its name, as the sources declare them."""
+    names = sorted(path.name for path in FOLDER.iterdir())
     found = {}
     for source in [name[:-3] for name in names if name.endswith(".cu") and name != "common.cu"]:
         for template, name, parameters in _HEAD.findall(text(source)):
             kinds = tuple(part.split()[1] for part in template.split(",")[1:])  # "class T, int V" -> ("V",)
-            found[name] = Kernel(source, kinds, tuple(map(_parameter, parameters.split(","))))
+            found[name] = Kernel(source, kinds, tuple(map(_argument, parameters.split(","))))
     return found
 
 
-def _parameter(declaration):
+def _argument(declaration):
     kind, name = declaration.replace("const ", "").strip().rsplit(" ", 1)
     pointer = kind.endswith("*")
     kind = kind.rstrip("* ")
-    return Parameter(name, pointer, {"T": "T", "sum_t<T>": "sum"}.get(kind) or _FIXED[kind])
+    return Argument(name, pointer, {"T": "T", "sum_t<T>": "sum"}.get(kind) or _FIXED[kind])
 
 
 def choices(template, dtype):
@@ -108,7 +105,7 @@ def instantiations(source, dtype):
     """All that a source is compiled for, as names in C++."""
     return [
         expression(name, dtype, *values)
-        for name, kernel in kernels().items()
+        for name, kernel in declared().items()
         if kernel.source == source
         for values in itertools.product(*(choices(kind, dtype) for kind in kernel.template))
     ]
@@ -125,14 +122,14 @@ def _module(xp, source, dtype):
 
 @functools.cache
 def _function(xp, name, dtype, template):
-    return _module(xp, kernels()[name].source, dtype).get_function(expression(name, dtype, *template))
+    return _module(xp, declared()[name].source, dtype).get_function(expression(name, dtype, *template))
 
 
 def launch(name, template, grid, *args, threads=None, dtype=None):
     """Run a kernel.
 
     Args:
-        name: of the kernel in `cuda/*.cu`.
+        name: of the kernel.
         template: values of its template parameters behind T.
         grid: blocks (x, y).
         args: arrays, and Python numbers, which get the width that the parameter has.
@@ -144,12 +141,12 @@ def launch(name, template, grid, *args, threads=None, dtype=None):
         ValueError: an array that is not C-contiguous or not aligned, a number that does not fit.
     """
     dtype = dtype or args[0].dtype.name
-    parameters = kernels()[name].parameters
-    if len(args) != len(parameters):
-        raise TypeError(f"{name}: takes {len(parameters)} arguments, got {len(args)}")
-    word = template[0] * BYTES[dtype] if kernels()[name].template[:1] == ("V",) else 1
+    kernel = declared()[name]
+    if len(args) != len(kernel.arguments):
+        raise TypeError(f"{name}: takes {len(kernel.arguments)} arguments, got {len(args)}")
+    word = template[0] * BYTES[dtype] if kernel.template[:1] == ("V",) else 1
     xp = get_array_module(args[0])
-    checked = [_checked(name, p, p.of(dtype), arg, word, xp) for p, arg in zip(parameters, args, strict=True)]
+    checked = [_checked(name, p, p.of(dtype), arg, word, xp) for p, arg in zip(kernel.arguments, args, strict=True)]
     _function(xp, name, dtype, tuple(template))(grid, (threads or THREADS,), tuple(checked))
 
 

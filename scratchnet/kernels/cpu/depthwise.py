@@ -1,6 +1,6 @@
-"""Depthwise convolution, batch norm and ReLU6 on the CPU, a few channels at a time (layers/fused_depthwise.py).
+"""Depthwise convolution on the CPU, a few channels at a time: alone, with batch norm and ReLU6, and at inference.
 
-A slab of channels goes through all three while it is in the cache: eight passes forward, counted with the convolution's
+With batch norm and ReLU6 (fused/depthwise.py) a slab goes through all three while it is in the cache: eight passes forward, counted with the convolution's
 one, and ten and the two convolutions backward, where the three layers by themselves take eleven and fourteen, fetch the
 array from memory for each layer and write it back. The slabs go to the threads and write straight into the results.
 
@@ -10,28 +10,47 @@ Measured, ns an element that enters, forward + backward, two threads, against th
 
 import numpy as np
 
-from scratchnet.array import as_images
-from scratchnet.kernels import register
-from scratchnet.kernels.buffers import empty
-from scratchnet.kernels.cpu import REAL, masked, row_sums
-from scratchnet.kernels.depthwise import Plan, convolve, convolve_back, weight_gradient
-from scratchnet.slabs import cut
-from scratchnet.threads import parallel
+from scratchnet.kernels.cpu.activation import masked
+from scratchnet.kernels.cpu.buffers import empty
+from scratchnet.kernels.cpu.convolve import convolve, convolve_back, geometry_of, weight_gradient
+from scratchnet.kernels.cpu.norm import row_sums
+from scratchnet.parallel.cuts import slabs
+from scratchnet.parallel.threads import parallel
 
-PASSES = 40  # over x, in the time that a convolution takes
+PASSES = 12  # over x, in the time that a convolution takes
 FEW_COLUMNS = 16  # of a single picture, up to which it is convolved tap by tap
 
 
-@register("cpu", lambda x, *_: x.dtype.type in REAL)
+def depthwise_forward(x, weight, stride, padding, dilation):
+    """A slab of channels at a time."""
+    geometry = geometry_of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
+    y = empty((len(x), *geometry.out_size, x.shape[3]), x.dtype)
+    parallel(lambda c: convolve(y[c], x[c], weight[c], geometry), slabs(x, PASSES))
+    return y
+
+
+def depthwise_backward(dy, x, weight, stride, padding, dilation):
+    """A slab of channels at a time."""
+    geometry = geometry_of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
+    dx, dweight = empty(x.shape, x.dtype), np.empty_like(weight)
+
+    def slab(c):
+        convolve_back(dx[c], dy[c], weight[c], geometry)
+        dweight[c] = weight_gradient(dy[c], x[c], weight[c], geometry)
+
+    parallel(slab, slabs(x, 2 * PASSES))
+    return dx, dweight
+
+
 def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
     """A slab of channels at a time; z is centred in place."""
-    plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
-    z = empty((len(x), *plan.out_size, x.shape[3]), x.dtype)
+    geometry = geometry_of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
+    z = empty((len(x), *geometry.out_size, x.shape[3]), x.dtype)
     centred, y = z.reshape(len(x), -1), empty((len(x), z[0].size), x.dtype)
     mean, var, inv_std = np.empty((3, len(x), 1), x.dtype)
 
     def slab(c):
-        convolve(z[c], x[c], weight[c], plan)
+        convolve(z[c], x[c], weight[c], geometry)
         rows, out = centred[c], y[c]
         mean[c, 0] = row_sums(rows) / rows.shape[1]
         rows -= mean[c]
@@ -41,16 +60,15 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
         out += beta[c, None]
         np.clip(out, 0, 6, out=out)  # (DWF.2)
 
-    parallel(slab, cut(as_images(x), PASSES))
+    parallel(slab, slabs(x, PASSES))
     cache = x, weight, centred, y, gamma, inv_std, (stride, padding, dilation)
     return y.reshape(z.shape), mean[:, 0], var[:, 0], cache
 
 
-@register("cpu", lambda dy, cache: dy.dtype.type in REAL)
 def depthwise_norm_relu6_backward(dy, cache):
     """A slab at a time; h is all that is made."""
-    x, weight, centred, y, gamma, inv_std, geometry = cache
-    plan = Plan.of(x.shape[1:3], weight.shape[2:], *geometry)
+    x, weight, centred, y, gamma, inv_std, sizes = cache
+    geometry = geometry_of(x.shape[1:3], weight.shape[2:], *sizes)
     grad, m = dy.reshape(centred.shape), centred.shape[1]
     scale = gamma[:, None] * inv_std
     scaled = scale[:, :, None, None] * weight
@@ -65,35 +83,34 @@ def depthwise_norm_relu6_backward(dy, cache):
         part += dbeta[c, None] / -m
         h += part  # (DWF.5)
         maps = h.reshape(dy[c].shape)
-        convolve_back(dx[c], maps, scaled[c], plan)
-        dweight[c] = weight_gradient(maps, x[c], weight[c], plan)
+        convolve_back(dx[c], maps, scaled[c], geometry)
+        dweight[c] = weight_gradient(maps, x[c], weight[c], geometry)
 
-    parallel(slab, cut(as_images(x), PASSES))
+    parallel(slab, slabs(x, PASSES))
     dweight *= scale[:, :, None, None]  # (DWF.6)
     return dx, dweight, dgamma, dbeta
 
 
-@register("cpu", lambda x, *_: x.dtype.type in REAL)
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):
-    """A slab at a time; bias and bounds in place (layers/folding.py)."""
-    plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
-    y = empty((len(x), *plan.out_size, x.shape[3]), x.dtype)
+    """A slab at a time; bias and bounds in place (fused/inference.py)."""
+    geometry = geometry_of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
+    y = empty((len(x), *geometry.out_size, x.shape[3]), x.dtype)
     one_picture = x.shape[3] == 1 and x.shape[2] <= FEW_COLUMNS
 
     def slab(c):
         rows = y[c].reshape(len(y[c]), -1)
         if one_picture:
-            rows.T[...] = _channels_last(x[c], weight[c], plan)
+            rows.T[...] = _channels_last(x[c], weight[c], geometry)
         else:
-            convolve(y[c], x[c], weight[c], plan)
+            convolve(y[c], x[c], weight[c], geometry)
         rows += bias[c, None]
         np.clip(rows, 0, 6, out=rows)  # (FOLD.2)
 
-    parallel(slab, cut(as_images(x), PASSES))
+    parallel(slab, slabs(x, PASSES))
     return y
 
 
-def _channels_last(x, weight, plan):
+def _channels_last(x, weight, geometry):
     """The convolution of one picture (C, H, W, 1), tap by tap (CONV.8), as a matrix (OH·OW, C).
 
     A product with a single column is no product: with the channels last, a tap is a multiplication of long rows. Measured
@@ -101,8 +118,8 @@ def _channels_last(x, weight, plan):
     """
     pixels = np.ascontiguousarray(x[..., 0].transpose(1, 2, 0))  # (C, H, W) -> (H, W, C)
     taps = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))
-    y = np.zeros((*plan.out_size, len(x)), x.dtype)
-    for i, out_rows, in_rows in plan.row_moves:
-        for j, to, seen in plan.moves:
+    y = np.zeros((*geometry.out_size, len(x)), x.dtype)
+    for i, out_rows, in_rows in geometry.row_moves:
+        for j, to, seen in geometry.moves:
             y[out_rows, to] += pixels[in_rows, seen] * taps[i, j]
     return y.reshape(-1, len(x))

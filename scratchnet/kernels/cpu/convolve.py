@@ -1,4 +1,4 @@
-"""Depthwise convolution on the CPU, as matrix products.
+"""How depthwise.py convolves: every channel by itself, as matrix products.
 
 A channel has nine weights and nothing to multiply them with at once: tap by tap, every pixel travels through the core nine
 times, at 3-6 ns an output. A matrix product with the weights written into a mostly empty matrix spends many more
@@ -26,9 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet.kernels import register
-from scratchnet.kernels.buffers import empty
-from scratchnet.kernels.cpu import REAL
+from scratchnet.kernels.cpu.buffers import empty
 from scratchnet.windows import output_size, tap_slices
 
 ROWS_UP_TO = 20  # columns of a map up to which products with whole rows cost less than the band
@@ -38,47 +36,25 @@ BAND = 2  # output rows in one product of the band
 ALL = np.ones((1, 1, 1), bool)  # a row's pixels as one column
 
 
-def _takes(x, weight, stride, padding, dilation):
-    return x.dtype.type in REAL and len(x) == len(weight)
-
-
-@register("cpu", _takes)
-def depthwise_forward(x, weight, stride, padding, dilation):
-    """(DWK.1), or (DWK.2) where the map is wide."""
-    plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
-    y = empty((len(x), *plan.out_size, x.shape[3]), x.dtype)
-    convolve(y, x, weight, plan)
-    return y
-
-
-@register("cpu", lambda dy, x, *geometry: _takes(x, *geometry))
-def depthwise_backward(dy, x, weight, stride, padding, dilation):
-    """Dx: forward with each matrix transposed and the shifts turned round; dweight: see above."""
-    plan = Plan.of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
-    dx = empty(x.shape, x.dtype)
-    convolve_back(dx, dy, weight, plan)
-    return dx, weight_gradient(dy, x, weight, plan)
-
-
-def convolve(y, x, weight, plan):
+def convolve(y, x, weight, geometry):
     """Write the convolution of x (C, H, W, N) into y (C, OH, OW, N)."""
-    if plan.is_wide:
-        _band(y, x, weight, plan.bands, plan.moves)
+    if geometry.is_wide:
+        _band(y, x, weight, geometry.bands, geometry.moves)
     else:
-        _rows(y, x, weight, plan.blocks)
+        _rows(y, x, weight, geometry.blocks)
 
 
-def convolve_back(dx, dy, weight, plan):
+def convolve_back(dx, dy, weight, geometry):
     """Write the gradient of x into dx."""
-    if plan.is_wide:
-        _band(dx, dy, weight, plan.bands_back, [(j, seen, to) for j, to, seen in plan.moves])
+    if geometry.is_wide:
+        _band(dx, dy, weight, geometry.bands_back, [(j, seen, to) for j, to, seen in geometry.moves])
     else:
-        _rows(dx, dy, weight, plan.blocks_back)
+        _rows(dx, dy, weight, geometry.blocks_back)
 
 
-def weight_gradient(dy, x, weight, plan):
+def weight_gradient(dy, x, weight, geometry):
     """The gradient of weight, like weight."""
-    return (_dots if plan.by_dots else _products)(dy, x, weight, plan)
+    return (_dots if geometry.by_dots else _products)(dy, x, weight, geometry)
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
@@ -91,10 +67,10 @@ def _rows(out, source, weight, blocks):  # (DWK.1)
         np.matmul(matrices, block.windows(source), out=block.of(out))
 
 
-def _products(dy, x, weight, plan):
+def _products(dy, x, weight, geometry):
     """The entries of dY · Xᵀ that are weights, added up over the rows."""
     dfilters = np.zeros_like(_filters(weight))
-    for block in plan.blocks:
+    for block in geometry.blocks:
         products = block.of(dy) @ block.windows(x).swapaxes(2, 3)  # (C, repeats, R·OW, N) @ (C, repeats, N, span·W)
         dfilters += products.sum(axis=1).reshape(len(x), -1) @ block.selector(x.dtype).T
     return dfilters.reshape(weight.shape)
@@ -158,11 +134,11 @@ def _band(out, source, weight, blocks, moves):  # (DWK.2)
             rows[:, :, :, to] += product[:, :, k, :, seen]
 
 
-def _dots(dy, x, weight, plan):
+def _dots(dy, x, weight, geometry):
     """A dot product of shifted rows for each weight: the dot of each row of pixels, then their sum."""
     dweight = np.zeros_like(weight)
-    for i, out_rows, in_rows in plan.row_moves:
-        for j, to, seen in plan.moves:
+    for i, out_rows, in_rows in geometry.row_moves:
+        for j, to, seen in geometry.moves:
             grad, images = dy[:, out_rows, to], x[:, in_rows, seen]
             dweight[:, 0, i, j] = np.vecdot(_long(grad), _long(images)).sum(axis=1)
     return dweight
@@ -175,29 +151,49 @@ def _long(maps):
 # What depends on the geometry alone ----------------------------------------------------------------------------------
 
 
-class Plan:
-    """The blocks, bands and moves of a geometry, made once."""
+@functools.lru_cache(64)
+def geometry_of(in_size, kernel, stride, padding, dilation):
+    """The `Geometry` of pairs (h, w), made once."""
+    return Geometry(in_size, kernel, stride, padding, dilation)
 
-    @staticmethod
-    @functools.cache
-    def of(in_size, kernel, stride, padding, dilation):
-        """The plan of a geometry, pairs (h, w)."""
-        return Plan(in_size, kernel, stride, padding, dilation)
+
+class Geometry:
+    """The blocks, bands and moves of a convolution, each made when it is first read."""
 
     def __init__(self, in_size, kernel, stride, padding, dilation):
-        axes = list(zip(in_size, kernel, stride, padding, dilation, strict=True))
-        self.out_size = tuple(output_size(*axis) for axis in axes)
+        self._axes = list(zip(in_size, kernel, stride, padding, dilation, strict=True))
+        self.out_size = tuple(output_size(*axis) for axis in self._axes)
         self.is_wide = stride == (1, 1) and in_size[1] > ROWS_UP_TO
         self.by_dots = stride == (1, 1) and in_size[1] >= DOTS_FROM
-        rows, columns = (_taken(axis, count) for axis, count in zip(axes, self.out_size, strict=True))
-        whole_map = in_size[0] * in_size[1] <= WHOLE_MAP
-        self.blocks = _blocks(rows, columns, self.out_size[0] if whole_map else 1)
-        if self.is_wide:
-            self.bands, self.bands_back = _blocks(rows, ALL, BAND), _blocks(rows.swapaxes(1, 2), ALL, BAND)
-        else:
-            height = in_size[0] if whole_map else stride[0]  # after a stride the reading repeats
-            self.blocks_back = _blocks(rows.swapaxes(1, 2), columns.swapaxes(1, 2), height)
-        self.row_moves, self.moves = (_moves(axis, count) for axis, count in zip(axes, self.out_size, strict=True))
+        self._is_small = in_size[0] * in_size[1] <= WHOLE_MAP
+        self.row_moves, self.moves = (
+            _moves(axis, count) for axis, count in zip(self._axes, self.out_size, strict=True)
+        )
+
+    def _taken(self):
+        return [_taken(axis, count) for axis, count in zip(self._axes, self.out_size, strict=True)]
+
+    @functools.cached_property
+    def blocks(self):
+        """Of y, by whole rows."""
+        return _blocks(*self._taken(), self.out_size[0] if self._is_small else 1)
+
+    @functools.cached_property
+    def blocks_back(self):
+        """Of dx, by whole rows."""
+        rows, columns = (taken.swapaxes(1, 2) for taken in self._taken())
+        size, _, stride, _, _ = self._axes[0]
+        return _blocks(rows, columns, size if self._is_small else stride)  # after a stride the reading repeats
+
+    @functools.cached_property
+    def bands(self):
+        """Of y, by columns."""
+        return _blocks(self._taken()[0], ALL, BAND)
+
+    @functools.cached_property
+    def bands_back(self):
+        """Of dx, by columns."""
+        return _blocks(self._taken()[0].swapaxes(1, 2), ALL, BAND)
 
 
 def _taken(axis, count):

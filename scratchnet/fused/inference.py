@@ -14,32 +14,34 @@ from collections import Counter
 from itertools import pairwise
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_maps, as_matrix, get_array_module
+from scratchnet.array import as_images, as_maps, as_matrix
+from scratchnet.cache import located
+from scratchnet.device import get_array_module
+from scratchnet.fused.pointwise import clipped_product
+from scratchnet.fused.step import FusedStep, norm_follows
 from scratchnet.layers.activation import ReLU6, clip
 from scratchnet.layers.conv import Conv2d, conv2d_forward, depthwise_forward
-from scratchnet.layers.fused import ConvStep, clipped_product, norm_follows
 from scratchnet.module import Parameter
-from scratchnet.sequential import Sequential
-from scratchnet.slabs import fusion
 
 
 def fold_batch_norm(module):
     """A copy in eval mode in which every batch norm that directly follows a convolution is a part of it.
 
-    The layers keep their names, the convolutions have a bias, and those batch norms are gone. A convolution that stands in
-    two places is left as it is. The module does not change; the copy computes what it computes in eval mode, to rounding.
+    The layers keep their names, the convolutions have a bias, and those batch norms are gone. A convolution that stands
+    in two places is left as it is. The module does not change; the copy computes what it computes in eval mode, to rounding.
     """
     folded = copy.deepcopy(module).eval()
-    chains = [(part, list(part.chain())) for _, part in folded.named_modules() if isinstance(part, Sequential)]
-    inside = {id(child) for part, _ in chains for _, child in part.named_children() if type(child) is Sequential}
-    chains = [(part, chain) for part, chain in chains if id(part) not in inside]  # what an outer chain has opened up
-    places = Counter(id(layer) for _, chain in chains for _, layer in chain)
-    for part, chain in chains:
-        for (_, conv), (name, norm) in pairwise(chain):
-            if norm_follows(conv, norm) and places[id(conv)] == 1:
-                weight, bias = folded_parameters(conv, norm)
-                conv.weight, conv.bias = Parameter(weight), Parameter(bias, decay=False)
-                _remove(part, name)
+    places = Counter(id(part) for _, part in folded.named_modules())
+    opened: set = set()
+    for name, part in list(folded.named_modules()):
+        if name not in opened:  # else an outer chain has been through it
+            chain = list(part.chain(name))
+            opened |= {".".join(inner.split(".")[:k]) for inner, _ in chain for k in range(1, inner.count(".") + 1)}
+            for (_, conv), (inner, norm) in pairwise(chain):
+                if norm_follows(conv, norm) and places[id(conv)] == 1:
+                    weight, bias = folded_parameters(conv, norm)
+                    conv.weight, conv.bias = Parameter(weight), Parameter(bias, decay=False)
+                    _remove(folded, inner)
     return folded
 
 
@@ -52,7 +54,7 @@ def folded_parameters(conv, norm):
 
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):
     """Y for one filter a channel: x (C, H, W, N), weight (C, 1, KH, KW), bias (C,) -> (C, OH, OW, N)."""
-    y = kernels.run(depthwise_forward, x, weight, stride, padding, dilation)
+    y = depthwise_forward(x, weight, stride, padding, dilation)
     return clip(y + bias[:, None, None, None], 0, 6)  # (FOLD.2)
 
 
@@ -69,34 +71,40 @@ def _remove(part, name):
     delattr(part, last)
 
 
-class FoldedStep(ConvStep):
-    """A convolution, batch norm or none, and ReLU6 as one step of a `Sequential`, in eval mode."""
+class FoldedStep(FusedStep):
+    """A convolution, batch norm or none, and ReLU6, in a mode in which nothing is saved for backward."""
 
-    @staticmethod
-    def matches(layers):
-        """Whether these are such layers, in a mode in which nothing is saved for backward."""
+    saves = False
+
+    @classmethod
+    def matches(cls, layers):  # noqa: D102
         conv, *norm, relu6 = layers
         folding = type(conv) is Conv2d and all(norm_follows(conv, layer) for layer in norm)
         return folding and type(relu6) is ReLU6 and not any(layer.saves or layer.training for layer in layers)
 
+    def pair(self, kind):  # noqa: D102
+        conv = self.layers[0]
+        if conv.path == "pointwise" and conv.stride == (1, 1):
+            return kernels.choose(kernels.Pair(clipped_product), kind)
+        if conv.path == "depthwise" and conv.in_channels == conv.out_channels:
+            return kernels.choose(kernels.Pair(depthwise_relu6), kind)
+        return conv.pair(kind)
+
     def forward(self, x):
         """Compute y, as the layers would."""
-        (_, conv), *norm, _ = self.layers
-        if not (kernels.enabled() and self.outputs(x)):
-            return super().forward(x)
+        conv, *norm, _ = self.layers
+        with located(self.names[0]):
+            conv.check(x)
+        for layer in self.layers:
+            layer.drop_cache()
         if norm:
-            weight, bias = folded_parameters(conv, norm[0][1])
+            weight, bias = folded_parameters(conv, norm[0])
         else:
             weight, bias = conv.weight.data, conv.bias.data if conv.bias else 0 * conv.weight.data[:, 0, 0, 0]
         if conv.path == "pointwise" and conv.stride == (1, 1):
             return as_images(kernels.run(clipped_product, as_matrix(x), weight[:, :, 0, 0], bias), x)
-        geometry = conv.stride, conv.padding, conv.dilation
-        if conv.path == "depthwise" and conv.channelwise:
-            return as_images(kernels.run(depthwise_relu6, as_maps(x), weight, bias, *geometry))
-        y = as_maps(conv2d_forward(x, weight, None, *geometry, conv.groups, conv.path)[0])
+        if conv.path == "depthwise" and conv.in_channels == conv.out_channels:
+            return as_images(kernels.run(depthwise_relu6, as_maps(x), weight, bias, *conv.geometry))
+        y = as_maps(conv2d_forward(x, weight, None, *conv.geometry, conv.groups, conv.path)[0])
         kernels.run(shift_and_clip, y.reshape(len(y), -1), bias)
         return as_images(y)
-
-
-fusion(2)(FoldedStep)
-fusion(3)(FoldedStep)

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from strategies import rngs
 
 import scratchnet as sn
-from scratchnet.layers import fused
-from scratchnet.layers.fused import FusedStep, PointwiseStep, conv_norm_relu6_backward, conv_norm_relu6_forward
+from scratchnet import kernels as table
+from scratchnet.device import Kind, kind_of
+from scratchnet.fused.pointwise import PointwiseStep, clipped_product
+from scratchnet.fused.step import FusedStep
+from scratchnet.kernels.cpu import pointwise
+from scratchnet.parallel import cuts
 
 SIZES = st.tuples(*(st.integers(1, most) for most in (4, 5, 4, 3)))  # N, C, H, W
 
@@ -36,7 +40,7 @@ def everything(net, x, dy):
 
 
 def is_fused(net):
-    return isinstance(net._steps[0], FusedStep) and net._steps[0].cache is not None
+    return isinstance(net._plan.steps[0], FusedStep)
 
 
 @given(rngs(), SIZES, st.integers(0, 4))
@@ -61,12 +65,17 @@ def test_backward_is_the_derivative(kernels, rng):
     x, weight = rng.standard_normal((3, 4, 5, 2)), rng.standard_normal((7, 4, 1, 1))
     gamma, beta = rng.uniform(0.5, 1.5, 7), rng.uniform(1.0, 3.0, 7)
 
-    def forward(x, weight, gamma, beta):
-        y, _, _, cache = conv_norm_relu6_forward(x, weight, gamma, beta, 1e-5)
-        return y, cache
+    with sn.use_kernels(kernels):
+        pairs = {name: table.choose(PointwiseStep.plain, Kind("cpu", name)) for name in ("float64", "complex128")}
 
-    sn.use_kernels(kernels)
-    report = sn.gradcheck((forward, conv_norm_relu6_backward), (x, weight, gamma, beta), rng=rng)
+    def forward(x, *parameters):
+        y, _, _, cache = pairs[x.dtype.name].forward(x, *parameters, 1e-5)
+        return y, (x.dtype.name, cache)
+
+    def backward(dy, saved):
+        return pairs[saved[0]].backward(dy, saved[1])
+
+    report = sn.gradcheck((forward, backward), (x, weight, gamma, beta), rng=rng)
     assert len(report.rows) == 5 and report.rtol == 1e-12
 
 
@@ -149,8 +158,7 @@ def test_float32_stays_float32_and_inputs_stay_as_they_are():
 
 @pytest.mark.parametrize("channels", [(3, 5), (24, 144)])
 def test_one_thread_and_two_give_the_same_bits_also_in_many_panels(channels, monkeypatch):
-    monkeypatch.setattr("scratchnet.kernels.cpu.PANEL_BYTES", 1 << 12)
-    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_WORK", 0)
+    many_panels(monkeypatch, 1 << 12)
     results = []
     for threads in (1, 2):
         sn.set_num_threads(threads)
@@ -161,28 +169,25 @@ def test_one_thread_and_two_give_the_same_bits_also_in_many_panels(channels, mon
     assert results[0] == results[1]
 
 
-def test_kernels_are_the_functions_of_this_file_in_panels(monkeypatch):
-    monkeypatch.setattr("scratchnet.kernels.cpu.PANEL_BYTES", 1 << 10)
-    monkeypatch.setattr("scratchnet.kernels.cpu.PARALLEL_WORK", 0)
+def many_panels(monkeypatch, panel_bytes):
+    monkeypatch.setattr(pointwise, "PANEL_BYTES", panel_bytes)
+    monkeypatch.setattr(cuts, "PARALLEL_WORK", 0)
+
+
+def test_the_kernels_are_the_functions_in_panels_and_leave_what_they_read(monkeypatch):
+    many_panels(monkeypatch, 1 << 10)
     rng = np.random.default_rng(0)
-    rows, dy = rng.standard_normal((4, 517)), rng.standard_normal((9, 517))
-    scaled, beta = rng.standard_normal((9, 4)), rng.uniform(0, 3, 9)
-    y = fused.clipped_product(rows, scaled, beta)
-    for name, args in {
-        "centre": (rows,),
-        "clipped_product": (rows, scaled, beta),
-        "masked_products": (dy, y, rows, scaled),
-    }.items():
-        plain = getattr(fused, name)
-        kernel = sn.kernels.pick(plain, *args)
-        assert kernel is not plain
-        for ours, theirs in zip(np.atleast_1d(kernel(*args)) if name == "clipped_product" else kernel(*args),
-                                plain(*args), strict=True):  # fmt: skip
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
-    dx = rng.standard_normal((4, 517))
-    twins = dx.copy(), dx.copy()
-    mix, shift = rng.standard_normal((4, 4)), rng.standard_normal((4, 1))
-    fused.subtract_affine(twins[0], mix, rows, shift)
-    sn.kernels.run(fused.subtract_affine, twins[1], mix, rows, shift)
-    np.testing.assert_allclose(twins[1], twins[0], rtol=0, atol=1e-12)
-    assert not np.allclose(twins[0], dx)
+    x, weight = sn.as_images(rng.standard_normal((4, 11, 1, 47))), rng.standard_normal((9, 4, 1, 1))
+    args = x, weight, rng.uniform(0.5, 2, 9), rng.uniform(0, 3, 9), 1e-3
+    plain, kernel = PointwiseStep.plain, table.choose(PointwiseStep.plain, kind_of(x))
+    assert kernel is not plain
+    *ours, cache = kernel.forward(*args)
+    *want, plain_cache = plain.forward(*args)
+    dy = sn.as_images(rng.standard_normal((9, 11, 1, 47)))
+    want += plain.backward(dy, plain_cache)
+    for _ in range(2):  # the first call changed nothing
+        for mine, other in zip([*ours, *kernel.backward(dy, cache)], want, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=0, atol=1e-12 * np.abs(other).max())
+    rows, scaled, beta = rng.standard_normal((4, 517)), rng.standard_normal((9, 4)), rng.uniform(0, 3, 9)
+    got = table.choose(table.Pair(clipped_product), kind_of(rows)).forward(rows, scaled, beta)
+    np.testing.assert_allclose(got, clipped_product(rows, scaled, beta), rtol=0, atol=1e-12)

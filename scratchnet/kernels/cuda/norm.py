@@ -1,11 +1,54 @@
-"""Kernels along the rows of an activation (C, M), as functions of arrays: statistics, sums, normalising, clipping.
+"""Batch norm on the GPU, bound by memory, in as few passes as there can be.
 
-What is kept a channel is of the dtype in which is computed: float32 where the rows are stored in bfloat16.
+Passes over an activation, each a read or a write: forward 3 (statistics; normalise), backward 5 (two sums from two arrays;
+dx from two). `clip` puts the ReLU6 behind it into the same passes: y is not read at all, since mask and clip are made again
+from x. What is kept a channel, such as a mean, is float32 where the rows are stored in bfloat16.
 """
 
-from scratchnet.array import bfloat16_dtype, get_array_module, is_bfloat16
-from scratchnet.kernels import register
-from scratchnet.kernels.gpu import blocks, is_real, launch, reducing, sum_dtype, vector
+from scratchnet.array import as_images, as_matrix
+from scratchnet.device import get_array_module
+from scratchnet.kernels.cuda.launch import blocks, launch, reducing, sum_dtype, vector
+
+
+def batch_norm_forward(x, weight, bias, eps):
+    """Three passes: statistics, then normalise."""
+    rows = as_matrix(x)
+    mean, var, inv_std = row_statistics(rows, eps)
+    y = normalise(rows, mean, inv_std, weight, bias, clip=False)
+    return as_images(y, x), mean, var, (x, mean[:, None], inv_std[:, None], weight)
+
+
+def batch_norm_backward(dy, cache):
+    """Five passes: the two sums, then dx."""
+    x, mean, inv_std, weight = cache
+    given = as_matrix(dy), as_matrix(x), mean.reshape(-1), inv_std.reshape(-1), weight
+    dx, dweight, dbias = norm_gradient(*given, weight, clip=False)  # where nothing is clipped, no bias is read
+    return as_images(dx, dy), dweight, dbias
+
+
+def frozen_batch_norm_forward(x, weight, bias, mean, var, eps):
+    """Two passes."""
+    inv_std = 1 / (var + eps) ** 0.5
+    y = normalise(as_matrix(x), mean, inv_std, weight, bias, clip=False)
+    return as_images(y, x), (x, mean[:, None], inv_std[:, None], weight)
+
+
+def frozen_batch_norm_backward(dy, cache):
+    """Five passes: (BN.8) is (BN.7) where both sums are 0."""
+    x, mean, inv_std, weight = cache
+    given = as_matrix(dy), as_matrix(x), mean.reshape(-1), inv_std.reshape(-1), weight, weight
+    none = get_array_module(dy).zeros_like(weight)
+    dx = rows_gradient(*given, none, none, clip=False)
+    return as_images(dx, dy), *parameter_gradients(*given, clip=False)
+
+
+def track_statistics(running_mean, running_var, batches, mean, var, momentum, count):
+    """One launch."""
+    numbers, channels = (momentum, count / (count - 1)), len(mean)  # (BN.9), (BN.10)
+    launch("track_statistics", (), blocks(channels), running_mean, running_var, batches, mean, var, *numbers, channels)
+
+
+# Along the rows of an activation (C, M) ---------------------------------------------------------------------------------
 
 
 def statistics(parts, eps):
@@ -60,39 +103,3 @@ def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
     saved = mean, inv_std, weight, bias
     dweight, dbias = parameter_gradients(grad, rows, *saved, clip)
     return rows_gradient(grad, rows, *saved, dweight, dbias, clip), dweight, dbias
-
-
-@register("cuda", is_real)
-def shift_and_clip(y, bias):
-    """One pass, in place (FOLD.2)."""
-    v = vector(y.shape[1], y)
-    launch("clip_rows", (v,), blocks(y.shape[1] // v, len(y)), y, bias, y.shape[1])
-
-
-def row_sums_of(parts):
-    """The sum over blocks of parts (C, blocks, …), as (C, …)."""
-    out = get_array_module(parts).empty((len(parts), *parts.shape[2:]), parts.dtype)
-    width = max(1, out.size // len(parts))
-    launch("combine_sums", (), blocks(out.size), parts, out, *parts.shape[:2], width)
-    return out
-
-
-def narrow(x):
-    """Float32 x, rounded to bfloat16."""
-    y = get_array_module(x).empty(x.shape, bfloat16_dtype())
-    launch("narrow", (), blocks(x.size), x, y, x.size, dtype="bfloat16")
-    return y
-
-
-def stored_like(weight, x):
-    """A weight, as a factor of a matrix product with x."""
-    return narrow(weight) if is_bfloat16(x) and not is_bfloat16(weight) else weight
-
-
-def widened(x):
-    """X, of the dtype in which is computed: itself, but for bfloat16."""
-    if not is_bfloat16(x):
-        return x
-    y = get_array_module(x).empty(x.shape, sum_dtype(x))
-    launch("widen", (), blocks(x.size), x, y, x.size)
-    return y

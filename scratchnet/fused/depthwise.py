@@ -15,15 +15,14 @@ Backward, from dy = ∂L/∂y
     and the convolution is linear in its weight and in dz, which leaves h as the only array to be made:
     dx = convᵀ(h; a weight),    dweight = a Σ h x      with conv.py's (CONV.10) and (CONV.9)  (DWF.6)
 
-Of the arrays in between only zc is kept. `Sequential` puts this in the place of the three layers (fused.py).
+Of the arrays in between only zc is kept. A plan puts this in the place of the three layers (`DepthwiseStep`).
 """
 
-from scratchnet import kernels
 from scratchnet.array import as_images, as_maps
+from scratchnet.fused.step import FusedStep
+from scratchnet.kernels import Pair
 from scratchnet.layers.activation import clip
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
-from scratchnet.layers.fused import FusedStep
-from scratchnet.slabs import fusion
 
 
 def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
@@ -40,7 +39,7 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
         y (C, OH, OW, N); mean and biased variance of the convolution's output, each (C,); the cache for the backward.
     """
     geometry = stride, padding, dilation
-    z = kernels.run(depthwise_forward, x, weight, *geometry)
+    z = depthwise_forward(x, weight, *geometry)
     rows = z.reshape(len(z), -1)  # (C, OH, OW, N) -> (C, M)
     mean = rows.mean(axis=1, keepdims=True)
     centred = rows - mean
@@ -59,29 +58,25 @@ def depthwise_norm_relu6_backward(dy, cache):
     dbeta, dgamma = g.sum(axis=1), inv_std[:, 0] * (g * centred).sum(axis=1)  # (DWF.4)
     h = g - dbeta[:, None] / m - centred * (inv_std * dgamma[:, None] / m)  # (DWF.5)
     a = (gamma[:, None] * inv_std)[:, :, None, None]
-    dx, products = kernels.run(depthwise_backward, h.reshape(dy.shape), x, a * weight, *geometry)
+    dx, products = depthwise_backward(h.reshape(dy.shape), x, a * weight, *geometry)
     return dx, a * products, dgamma, dbeta  # (DWF.6)
 
 
-@fusion(3)
 class DepthwiseStep(FusedStep):
-    """The three layers as one step of a `Sequential`."""
+    """A depthwise convolution with one filter a channel and no bias, batch norm and ReLU6."""
+
+    plain = Pair(depthwise_norm_relu6_forward, depthwise_norm_relu6_backward)
 
     @staticmethod
-    def fuses(conv):
-        """Whether the convolution has one filter a channel and no bias."""
-        return conv.path == "depthwise" and conv.channelwise and conv.bias is None
+    def takes(conv):  # noqa: D102
+        return conv.path == "depthwise" and conv.in_channels == conv.out_channels and conv.bias is None
 
-    @staticmethod
-    def compute(x, conv, norm):
-        """Y, mean, variance and cache."""
-        geometry = conv.stride, conv.padding, conv.dilation
+    def compute(self, forward, x):  # noqa: D102
+        conv, norm, _ = self.layers
         parameters = conv.weight.data, norm.weight.data, norm.bias.data
-        y, *rest = kernels.run(depthwise_norm_relu6_forward, as_maps(x), *parameters, norm.eps, *geometry)
+        y, *rest = forward(as_maps(x), *parameters, norm.eps, *conv.geometry)
         return as_images(y), *rest
 
-    @staticmethod
-    def differentiate(dy, cache):
-        """Dx and the gradients of the three parameters."""
-        dx, *gradients = kernels.run(depthwise_norm_relu6_backward, as_maps(dy), cache)
+    def differentiate(self, backward, dy, cache):  # noqa: D102
+        dx, *gradients = backward(as_maps(dy), cache)
         return as_images(dx), *gradients

@@ -15,15 +15,13 @@ Measured, 3 → 32 channels, ms, plain → in strips, medians of three; forward,
 
 import numpy as np
 
-from scratchnet.kernels import register
-from scratchnet.kernels.buffers import empty
-from scratchnet.kernels.cpu import PANEL_BYTES, PARALLEL_WORK, PASS, REAL, SHARES
-from scratchnet.slabs import split
-from scratchnet.threads import parallel
+from scratchnet.kernels.cpu.buffers import empty
+from scratchnet.kernels.cpu.products import PANEL_BYTES
+from scratchnet.parallel.cuts import PASS, panels, shares
+from scratchnet.parallel.threads import parallel
 from scratchnet.windows import add_col2im, copy_im2col, output_size
 
 
-@register("cpu", lambda x, weight, stride, padding, dilation, groups: groups == 1 and x.dtype.type in REAL)
 def grouped_forward(x, weight, stride, padding, dilation, groups):
     """(CONV.3) on a strip of rows: the product is written straight into its rows of y."""
     out_size = tuple(map(output_size, x.shape[1:3], weight.shape[2:], stride, padding, dilation))
@@ -39,7 +37,6 @@ def grouped_forward(x, weight, stride, padding, dilation, groups):
     return y
 
 
-@register("cpu", lambda dy, x, weight, stride, padding, dilation, groups: groups == 1 and dy.dtype.type in REAL)
 def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
     """(CONV.5) to (CONV.7) on a strip of rows."""
     matrix = weight.reshape(len(weight), -1)
@@ -65,15 +62,13 @@ def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
 
 
 def _shares(matrix, y):
-    """The rows of y (O, OH, OW, N) in SHARES parts, or in one where there is too little work."""
-    work = y[0].size * (matrix.size + PASS * sum(matrix.shape))
-    return split(y.shape[1], SHARES if work > PARALLEL_WORK else 1)
+    """The rows of y (O, OH, OW, N) in shares."""
+    return shares(y.shape[1], y[0, 0].size * (matrix.size + PASS * sum(matrix.shape)))
 
 
 def _strips(rows, matrix, y):
     """The rows of a share, a few at a time: so many that their cols take about PANEL_BYTES."""
-    count = max(1, PANEL_BYTES // (matrix.shape[1] * y[0, 0].nbytes))
-    return [slice(k, min(k + count, rows.stop)) for k in range(rows.start, rows.stop, count)]
+    return panels(rows, matrix.shape[1] * y[0, 0].nbytes, PANEL_BYTES, least=1)
 
 
 def _cols(x, weight, strip, columns, stride, padding, dilation):

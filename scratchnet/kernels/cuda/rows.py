@@ -1,0 +1,45 @@
+"""What many kernels share: the sum of what the blocks of a row left, and numbers rounded to bfloat16 and back.
+
+Activations in bfloat16 halve what a GPU has to move. They and their gradients are stored in 16 bits, from the pictures to
+the last feature map. Parameters, their gradients, batch norm's statistics and every sum are float32, and so is all that
+comes behind the global pooling. A matrix product takes both factors in bfloat16, adds up in float32 and rounds once;
+weights are rounded on the way to it.
+"""
+
+from scratchnet.array import as_images, as_maps
+from scratchnet.device import bfloat16_dtype, get_array_module, is_bfloat16
+from scratchnet.kernels.cuda.launch import blocks, launch, sum_dtype
+
+
+def row_sums_of(parts):
+    """The sum over blocks of parts (C, blocks, …), as (C, …)."""
+    out = get_array_module(parts).empty((len(parts), *parts.shape[2:]), parts.dtype)
+    width = max(1, out.size // len(parts))
+    launch("combine_sums", (), blocks(out.size), parts, out, *parts.shape[:2], width)
+    return out
+
+
+def narrow(x):
+    """Float32 x, rounded to bfloat16."""
+    y = get_array_module(x).empty(x.shape, bfloat16_dtype())
+    launch("narrow", (), blocks(x.size), x, y, x.size, dtype="bfloat16")
+    return y
+
+
+def stored_like(weight, x):
+    """A weight, as a factor of a matrix product with x."""
+    return narrow(weight) if is_bfloat16(x) and not is_bfloat16(weight) else weight
+
+
+def widened(x):
+    """X, of the dtype in which is computed: itself, but for bfloat16."""
+    if not is_bfloat16(x):
+        return x
+    y = get_array_module(x).empty(x.shape, sum_dtype(x))
+    launch("widen", (), blocks(x.size), x, y, x.size)
+    return y
+
+
+def stored_in_bfloat16(images):
+    """Pictures (N, C, H, W), rounded to bfloat16."""
+    return as_images(narrow(as_maps(images)))

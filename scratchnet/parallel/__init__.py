@@ -1,0 +1,1 @@
+"""How work is cut into parts, and the threads that the parts go to."""

@@ -1,0 +1,224 @@
+"""The plan: which steps a chain of layers becomes. It says what will run before it runs, and is what runs.
+
+A network is a chain of layers, with shortcuts around some of them (`Module.chain`). Most of its time goes into a few groups
+of neighbours that are computed faster together than one by one, each with a derivation of its own (`fused/`). A plan
+replaces such neighbours by one step, chosen from the table FUSIONS, and leaves every other layer a step by itself. Forward
+walks the steps in order, backward in reverse: that is the chain rule.
+"""
+
+from typing import NamedTuple
+
+from scratchnet import device, kernels
+from scratchnet.cache import located
+from scratchnet.fused.depthwise import DepthwiseStep
+from scratchnet.fused.inference import FoldedStep
+from scratchnet.fused.pointwise import PointwiseStep
+from scratchnet.layers.shortcut import add
+from scratchnet.module import Module
+from scratchnet.parallel.threads import computing
+
+FUSIONS = (
+    (3, PointwiseStep),
+    (3, DepthwiseStep),
+    (3, FoldedStep),
+    (2, FoldedStep),
+)  # how many layers, the step for them
+
+
+class LayerStep:
+    """A layer by itself."""
+
+    def __init__(self, name, layer):
+        self.names, self.layers = (name,), (layer,)
+
+    def pair(self, kind):
+        """The pair that computes the layer; None where it does not say."""
+        return self.layers[0].pair(kind)
+
+    def parameters(self):
+        """(name, Parameter) pairs of the layer."""
+        return self.layers[0].named_parameters()
+
+    def forward(self, x):
+        """The layer's own forward."""
+        with located(self.names[0]):
+            return self.layers[0].forward(x)
+
+    def backward(self, dy):
+        """The layer's own backward."""
+        with located(self.names[0]):
+            return self.layers[0].backward(dy)
+
+
+class Fork(LayerStep):
+    """Where a shortcut begins: x is handed on, and kept for the end. Its layer is the `Residual`."""
+
+    kept = None
+
+    def parameters(self):
+        """None of its own."""
+        return ()
+
+    def pair(self, kind):
+        """Nothing is computed forward; backward adds."""
+
+    def forward(self, x):
+        """Keep x."""
+        self.kept = x
+        return x
+
+    def backward(self, dx):
+        """Add what comes through the shortcut to what comes through the layers (SHORT.2)."""
+        dy, self.kept = self.kept, None
+        return kernels.run(add, dy, dx)
+
+
+class Join(Fork):
+    """Where the shortcut that began at `fork` ends."""
+
+    def __init__(self, name, layer, fork):
+        super().__init__(name, layer)
+        self.fork = fork
+
+    def pair(self, kind):
+        """The sum."""
+        return kernels.choose(kernels.Pair(add), kind)
+
+    def forward(self, y):
+        """Add what went in to what came out (SHORT.1)."""
+        x, self.fork.kept = self.fork.kept, None
+        with located(self.names[0]):
+            for what, before, after in (("shape", x.shape, y.shape), ("dtype", x.dtype, y.dtype)):
+                if before != after:
+                    raise ValueError(
+                        f"{self.layers[0].name}: the layers turn x of {what} {before} into {after}, "
+                        f"a shortcut needs equal {what}s"
+                    )
+            return kernels.run(add, x, y)
+
+    def backward(self, dy):
+        """Hand dy on, and keep it for where the shortcut begins."""
+        self.fork.kept = dy
+        return dy
+
+
+class ShortcutMark(NamedTuple):
+    """What `Residual.chain` puts at both ends of its layers."""
+
+    residual: Module
+    opens: bool
+
+
+class Plan:
+    """The steps of a chain, for the modes that its layers are in.
+
+    Args:
+        chain: (dotted name, layer) pairs, as `Module.chain` gives them.
+        kind: of the arrays that will come, a `device.Kind`.
+        fuse: whether neighbours may be joined; without, every layer is a step.
+
+    Attributes:
+        steps: things with `names`, `layers`, `pair(kind)`, `forward(x)` and `backward(dy)`.
+
+    Raises:
+        ValueError: a layer stands in two places.
+    """
+
+    def __init__(self, chain, kind, fuse=True):
+        self.kind = kind
+        self.steps: list = []
+        chain, forks = list(chain), []
+        refuse_twice(chain)
+        while chain:
+            name, layer = chain[0]
+            count, step = 1, None
+            if isinstance(layer, ShortcutMark):
+                if layer.opens:
+                    forks.append(step := Fork(name, layer.residual))
+                else:
+                    step = Join(name, layer.residual, forks.pop())
+            elif fuse:
+                count, step = _fused(chain)
+            self.steps.append(step or LayerStep(name, layer))
+            chain = chain[count:]
+
+    def forward(self, x):
+        """Y of the whole chain."""
+        with computing():
+            for step in self.steps:
+                x = step.forward(x)
+        return x
+
+    def backward(self, dy):
+        """Dx of the whole chain, from dy: the chain rule, from the last step to the first."""
+        with computing():
+            for step in reversed(self.steps):
+                dy = step.backward(dy)
+        return dy
+
+    def __str__(self):
+        return "\n".join(_lines([step_row(step, self.kind) for step in self.steps]))
+
+
+def plan(model, fuse=True):
+    """What `model` runs in the modes that its layers are in; `print` shows a line a step.
+
+    Args:
+        model: a `Module`. One that is no plain chain is a single step.
+        fuse: whether neighbours may be joined, which they are where kernels are allowed.
+
+    Returns:
+        The `Plan`, for arrays of the device and dtype of the model's parameters.
+    """
+    first = next(iter(model.parameters()), None)
+    kind = device.Kind("cpu", "float32") if first is None else device.kind_of(first.data)
+    return Plan(model.chain(), kind, fuse and kernels.enabled())
+
+
+def signature(chain, kind):
+    """What a plan holds for: as long as this stays equal, the plan does."""
+    facts = [(name, layer, () if isinstance(layer, ShortcutMark) else layer.facts()) for name, layer in chain]
+    return kind, kernels.enabled(), facts
+
+
+def refuse_twice(chain):
+    """Raise ValueError where a layer stands in two places of a chain."""
+    seen: dict = {}
+    for name, layer in chain:
+        if not isinstance(layer, ShortcutMark) and (first := seen.setdefault(id(layer), name)) != name:
+            raise ValueError(
+                f"{name} is the same {layer.name} object as {first}, and one forward of a layer serves one backward: "
+                "make two"
+            )
+
+
+def step_row(step, kind):
+    """(dotted names, layers, function pair, version) of a step, as text."""
+    pair = step.pair(kind)
+    said = (pair.name, pair.version) if pair else ("", "")
+    return joined_names(step.names), " + ".join(layer.name for layer in step.layers), *said
+
+
+def joined_names(names):
+    """`features.2.conv.0.0`, `….1`, `….2` -> `features.2.conv.0.{0,1,2}`."""
+    if len(names) == 1:
+        return names[0]
+    split = [name.split(".") for name in names]
+    same = 0
+    while len({tuple(name[: same + 1]) for name in split}) == 1:
+        same += 1
+    return ".".join([*split[0][:same], "{" + ",".join(".".join(name[same:]) for name in split) + "}"])
+
+
+def _fused(chain):
+    for count, step in FUSIONS:
+        names, layers = zip(*chain[:count], strict=True)
+        if len(layers) == count and step.matches(list(layers)):
+            return count, step(names, layers)
+    return 1, None
+
+
+def _lines(rows):
+    rows = [("layers", "kind", "function", "version"), *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
