@@ -119,7 +119,7 @@ def norm_backward(formula):
     """Batch norm with dx = formula(a = weight·s, dy, Σdy/M, x̂, Σdy·x̂/M), on (C, M) matrices."""
 
     def backward(self, dy):
-        x, mean, inv_std, weight = self.take_cache(dy)
+        _, (x, mean, inv_std, weight) = self.take_cache(dy)
         grad, xhat = sn.as_matrix(dy), (sn.as_matrix(x) - mean) * inv_std
         dbias, dweight = grad.sum(axis=1, keepdims=True), (grad * xhat).sum(axis=1, keepdims=True)
         self.bias.grad += dbias[:, 0]
@@ -131,12 +131,12 @@ def norm_backward(formula):
 
 
 def norm_assigns(self, dy):
-    dx, self.weight.grad[...], self.bias.grad[...] = batch_norm_backward(dy, self.take_cache(dy))
+    dx, self.weight.grad[...], self.bias.grad[...] = batch_norm_backward(dy, self.take_cache(dy)[1])
     return dx
 
 
 def norm_forgets_eps(self, dy):
-    x, mean, inv_std, weight = self.take_cache(dy)
+    _, (x, mean, inv_std, weight) = self.take_cache(dy)
     inv_std = 1 / np.sqrt(1 / inv_std**2 - self.eps)
     dx, dweight, dbias = batch_norm_backward(dy, (x, mean, inv_std, weight))
     self.weight.grad += dweight
@@ -145,7 +145,7 @@ def norm_forgets_eps(self, dy):
 
 
 def norm_is_never_frozen(self, dy):
-    dx, dweight, dbias = batch_norm_backward(dy, self.take_cache(dy))
+    dx, dweight, dbias = batch_norm_backward(dy, self.take_cache(dy)[1])
     self.weight.grad += dweight
     self.bias.grad += dbias
     return dx
@@ -159,8 +159,8 @@ def conv_dx(dx):
         _, dweight, dbias = conv2d_backward(dy, cache)
         self.weight.grad += dweight
         self.bias.grad += dbias
-        maps, weight, _, stride, padding, dilation, _, _ = cache
-        return sn.as_images(dx(np.ascontiguousarray(dy.transpose(1, 2, 3, 0)), maps, weight, stride, padding, dilation))
+        _, maps, weight, *_ = cache
+        return sn.as_images(dx(np.ascontiguousarray(dy.transpose(1, 2, 3, 0)), maps, weight, *self.geometry))
 
     return backward
 
@@ -218,11 +218,11 @@ def mask_without_scale(self, dy):
 
 
 def passes_where_positive(self, dy):
-    return dy * (self.take_cache(dy) > 0)
+    return dy * (self.take_cache(dy)[1] > 0)
 
 
 def leaks(self, dy):
-    return np.where(self.take_cache(dy) > 0, dy, 0.01 * dy)
+    return np.where(self.take_cache(dy)[1] > 0, dy, 0.01 * dy)
 
 
 def other_order(self, dy):
@@ -232,11 +232,11 @@ def other_order(self, dy):
 
 
 def no_shortcut(self, dy):
-    return sn.Sequential.backward(self, dy)
+    return sn.Residual.backward(self, dy) - dy
 
 
 def only_shortcut(self, dy):
-    sn.Sequential.backward(self, dy)
+    sn.Residual.backward(self, dy)
     return dy
 
 
