@@ -12,10 +12,10 @@ import numpy as np
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.device import bfloat16_dtype, resolve_device, use_tf32
 from scratchnet.data import cifar10, shapes
 from scratchnet.data.pictures import PictureError, read_pictures
 from scratchnet.data.shapes import draw_shapes
+from scratchnet.device import bfloat16_dtype, resolve_device, use_tf32
 from scratchnet.program.console import Console
 from scratchnet.program.flags import UsageError, parse
 from scratchnet.program.folder import FolderError, RunFolder

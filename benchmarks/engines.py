@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for models/, which is not installed
 ENGINES = ("scratchnet", "torch-nchw", "torch-channels-last")
 SECONDS = 4.0  # each child measures for about so long
 TIMEOUT = 90.0  # seconds; a child that takes longer has failed

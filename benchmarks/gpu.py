@@ -23,13 +23,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from scratchnet.kernels.gpu_conv import depthwise_backward, depthwise_forward
 
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import as_images
 from scratchnet.device import import_cupy, use_tf32
-from scratchnet.kernels import gpu_norm, gpu_rows
+from scratchnet.kernels.cuda import activation, norm, rows
+from scratchnet.kernels.cuda.depthwise import depthwise_backward, depthwise_forward
 from scratchnet.training.trainer import train_step
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +107,7 @@ def our_step(cupy, args, bfloat16):
     model = MobileNetV2(10, args.width, "cifar", dropout=0.0, rng=rng).to("cuda")
     optimizer = sn.SGD(model.named_parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     maps = cupy.asarray(rng.standard_normal((3, 32, 32, args.batch), dtype=np.float32))
-    x = as_images(gpu_rows.narrow(maps) if bfloat16 else maps)
+    x = as_images(rows.narrow(maps) if bfloat16 else maps)
     labels, criterion = cupy.asarray(rng.integers(0, 10, args.batch)), sn.CrossEntropyLoss(0.1)
     return lambda: train_step(model, criterion, optimizer, x, labels)
 
@@ -160,18 +160,18 @@ def kernels(args):
 def calls(cupy, args, dtype):
     """(name, the call, bytes that it moves)."""
     maps = cupy.asarray(np.random.default_rng(0).standard_normal((96, 32, 32, args.batch), dtype=np.float32))
-    maps = gpu_rows.narrow(maps) if dtype == "bfloat16" else maps
+    maps = rows.narrow(maps) if dtype == "bfloat16" else maps
     weight, scale = cupy.ones((96, 1, 3, 3), "float32"), cupy.ones(96, "float32")
-    x, rows, geometry = as_images(maps), maps.reshape(96, -1), ((1, 1), (1, 1), (1, 1))
-    mean, _, inv_std = gpu_rows.row_statistics(rows, 1e-5)
-    y, one = gpu_norm.relu6_forward(x)[0], maps.nbytes
-    cache = gpu_norm.batch_norm_forward(x, scale, scale, 1e-5)[3]
+    x, matrix, geometry = as_images(maps), maps.reshape(96, -1), ((1, 1), (1, 1), (1, 1))
+    mean, _, inv_std = norm.row_statistics(matrix, 1e-5)
+    y, one = activation.relu6_forward(x)[0], maps.nbytes
+    cache = norm.batch_norm_forward(x, scale, scale, 1e-5)[3]
     return [
         ("copy", maps.copy, 2 * one),
-        ("statistics", lambda: gpu_rows.row_statistics(rows, 1e-5), one),
-        ("normalise + ReLU6", lambda: gpu_rows.normalise(rows, mean, inv_std, scale, scale, clip=True), 2 * one),
-        ("batch norm backward", lambda: gpu_norm.batch_norm_backward(x, cache), 5 * one),
-        ("ReLU6 backward", lambda: gpu_norm.relu6_backward(x, y), 3 * one),
+        ("statistics", lambda: norm.row_statistics(matrix, 1e-5), one),
+        ("normalise + ReLU6", lambda: norm.normalise(matrix, mean, inv_std, scale, scale, clip=True), 2 * one),
+        ("batch norm backward", lambda: norm.batch_norm_backward(x, cache), 5 * one),
+        ("ReLU6 backward", lambda: activation.relu6_backward(x, y), 3 * one),
         ("depthwise forward", lambda: depthwise_forward(maps, weight, *geometry), 2 * one),
         ("depthwise backward", lambda: depthwise_backward(maps, maps, weight, *geometry), 4 * one),
     ]

@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 import scratchnet as sn
+from scratchnet.fused.pointwise import conv_norm_relu6_backward, conv_norm_relu6_forward
 from scratchnet.gradcheck.probe import METHODS
-from scratchnet.layers.fused import conv_norm_relu6_backward, conv_norm_relu6_forward
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
 
 

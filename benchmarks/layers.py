@@ -2,7 +2,7 @@
 
     python benchmarks/layers.py [--case cifar-1.0] [--json FILE]     (extra `bench`)
 
-A step is what `Sequential` computes at once: three fused layers, or one. PyTorch runs the same layers, eager, in the faster
+A step is one of the plan's: three fused layers, or one. PyTorch runs the same layers, eager, in the faster
 of its two memory formats. GFLOP/s counts two operations a multiply-add, three times (y, dx, dweight), for convolutions and
 linear layers; GB/s counts x, y, dy, x again and dx once each, for everything. An element is a number of the larger of x
 and y.
@@ -18,37 +18,26 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # before PyTorch is loaded: its threa
 import numpy as np
 import torch
 from engines import spec, time_of
-from profile_step import kind
+from profile_step import batch_for, kind
 from torch import nn
 from train_step import CASES
 
 import scratchnet as sn
-from models import MobileNetV2
-from scratchnet import slabs
-from scratchnet.layers import fused
-from scratchnet.threads import short_rows
+from scratchnet.parallel.threads import computing
+from scratchnet.trace import trace_step
 
 SECONDS = 0.3
 
 
 def steps_of(what):
-    """(layers, shape of x) of every distinct step of the network, in order, and how often it comes."""
+    """(step, shape of x) of every distinct step of the network, in order, and how often it comes."""
+    model, x, labels = batch_for(what)
     found: dict = {}
-    originals = [(owner, owner.forward) for owner in (slabs.Run, fused.FusedStep)]
-
-    def recorded(run, x, original):
-        if not run.layers[0][1].named_children():
-            key = kind(run), x.shape, tuple(p.data.shape for _, layer in run.layers for p in layer.parameters())
-            layers, shape, count = found.get(key, (run.layers, x.shape, 0))
-            found[key] = layers, shape, count + 1
-        return original(run, x)
-
-    for owner, original in originals:
-        owner.forward = lambda run, x, original=original: recorded(run, x, original)
-    size, batch = what["size"], what["batch"]
-    MobileNetV2(10, what["width"], what["variant"])(np.zeros((batch, 3, size, size), np.float32))
-    for owner, original in originals:
-        owner.forward = original
+    traced = trace_step(model, sn.CrossEntropyLoss(), x, labels)
+    for step, line in zip(sn.plan(model).steps, traced, strict=True):
+        if not step.layers[0].named_children():  # no end of a shortcut
+            key = kind(step.layers), line.shape_in, tuple(p.data.shape for la in step.layers for p in la.parameters())
+            found[key] = step, (len(x), *line.shape_in), found.get(key, (0, 0, 0))[2] + 1
     return found
 
 
@@ -64,12 +53,11 @@ def in_torch(layer):
     return {"ReLU6": nn.ReLU6(), "GlobalAvgPool2d": nn.AdaptiveAvgPool2d(1), "Flatten": nn.Flatten()}.get(layer.name)
 
 
-def ours(layers, x):
+def ours(step, x):
     """A function that does forward and backward, the shape of y, and the multiply-adds of a forward."""
-    step = slabs.join_runs(layers)[0]
     y = step.forward(x)
     dy = sn.as_images(np.random.default_rng(1).standard_normal((*y.shape[1:], y.shape[0]), dtype=np.float32))
-    work = sum(getattr(layer, "multiply_adds", 0) for _, layer in layers) * y.size
+    work = sum(getattr(layer, "multiply_adds", 0) for layer in step.layers) * y.size
 
     def both():
         step.forward(x)
@@ -80,7 +68,7 @@ def ours(layers, x):
 
 def theirs(layers, shape, layout):
     """The same in PyTorch."""
-    model = nn.Sequential(*map(in_torch, [layer for _, layer in layers])).to(memory_format=layout)
+    model = nn.Sequential(*map(in_torch, layers)).to(memory_format=layout)
     x = torch.randn(shape)
     x = (x.to(memory_format=layout) if len(shape) == 4 else x).requires_grad_()
     dy = torch.randn(model(x).shape)
@@ -104,16 +92,16 @@ def main():
         f"{'step':<28} {'x':<16} {'y':<16} {'×':>2} {'ms':>8} {'ns/el':>6} {'GFLOP/s':>8} {'GB/s':>6} {'torch ms':>9} ratio"
     )
     rows = []
-    for (name, shape, _), (layers, _, count) in steps_of(what).items():
-        if any(in_torch(layer) is None for _, layer in layers):
+    for (name, _, _), (step, shape, count) in steps_of(what).items():
+        if any(in_torch(layer) is None for layer in step.layers):
             continue
         x = np.random.default_rng(0).standard_normal((*shape[1:], shape[0]), dtype=np.float32)
-        with short_rows():
-            both, y_shape, work = ours(layers, sn.as_images(x))
+        with computing():
+            both, y_shape, work = ours(step, sn.as_images(x))
             mine = time_of(both, SECONDS)
         layouts = [torch.contiguous_format] + [torch.channels_last] * (len(shape) == 4)
-        peer = min(time_of(theirs(layers, shape, layout), SECONDS) for layout in layouts)
-        with short_rows():
+        peer = min(time_of(theirs(step.layers, shape, layout), SECONDS) for layout in layouts)
+        with computing():
             mine = (mine + time_of(both, SECONDS)) / 2  # once before the peer, once after it
         inside, outside = x.size, int(np.prod(y_shape))
         row = {

@@ -10,7 +10,11 @@ class OneShotCache:
 
     saves = True
     _cache = None
-    name = ""  # opens every message
+
+    @property
+    def name(self):
+        """The class name, which opens every message; containers put the dotted path before it."""
+        return type(self).__name__
 
     def save_cache(self, cache, y):
         """Keep what backward needs, unless in eval mode; y says which dy will fit."""

@@ -121,11 +121,6 @@ class Module(OneShotCache):
     def _has_bfloat16_kernels(self, x):
         return self.takes_bfloat16 and kernels.enabled() and device.device_of(x) == "cuda"
 
-    @property
-    def name(self):
-        """The class name, which opens every message; containers put the dotted path before it."""
-        return type(self).__name__
-
     # What the module holds -------------------------------------------------------------------------------------------
 
     def named_children(self):
@@ -196,7 +191,7 @@ class Module(OneShotCache):
     # Modes and conversions, each over the whole tree -----------------------------------------------------------------
 
     def train(self, mode=True):
-        """Training mode: batch statistics, dropout on, forward saves for backward; `train(False)` is `eval()`. Returns self."""
+        """Training mode: batch statistics, dropout on, forward saves for backward; `train(False)` is `eval()`."""
         return self._set_mode(training=bool(mode), saves=bool(mode))
 
     def eval(self, save=False):

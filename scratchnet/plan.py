@@ -157,7 +157,7 @@ class Plan:
         return dy
 
     def __str__(self):
-        return "\n".join(_lines([step_row(step, self.kind) for step in self.steps]))
+        return aligned([("layers", "kind", "function", "version"), *(step_row(step, self.kind) for step in self.steps)])
 
 
 def plan(model, fuse=True):
@@ -218,7 +218,9 @@ def _fused(chain):
     return 1, None
 
 
-def _lines(rows):
-    rows = [("layers", "kind", "function", "version"), *rows]
+def aligned(rows, numbers=0):
+    """Rows of text as a table; the last `numbers` columns end at the same place, the others begin there."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    pads = [str.ljust] * (len(widths) - numbers) + [str.rjust] * numbers
+    cells = ((pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)) for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in cells)

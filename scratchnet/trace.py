@@ -1,5 +1,8 @@
-"""What a network does to one batch, step by step: shapes, parameters, multiply-adds, and which function computed it."""
+"""What a network does to one batch: layer by layer, with shapes and multiply-adds; or as a real step, with times."""
 
+import copy
+import math
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +10,8 @@ import numpy as np
 from scratchnet import device
 from scratchnet.array import to_device
 from scratchnet.module import Module
-from scratchnet.plan import LayerStep, plan
+from scratchnet.parallel.threads import computing
+from scratchnet.plan import LayerStep, aligned, plan, step_row
 
 
 class Step(NamedTuple):
@@ -63,3 +67,71 @@ def table(steps: list[Step]) -> str:
     total = sum(s.parameters for s in steps), sum(s.multiply_adds for s in steps)
     lines.append(f"{'sum':<24} {'':<16} {'':<16} {'':<16} {total[0]:>10,} {total[1]:>14,}")
     return "\n".join(lines)
+
+
+class TimedStep(NamedTuple):
+    """A step of the plan in a real training step: what ran, shapes without the batch axis, milliseconds both ways."""
+
+    names: str
+    kind: str
+    function: str
+    version: str
+    shape_in: tuple
+    shape_out: tuple
+    multiply_adds: int
+    forward_ms: float
+    backward_ms: float
+
+
+def trace_step(model: Module, criterion, x, labels) -> list[TimedStep]:
+    """Take a real training step (forward, loss, backward), and say what each step of the plan did and how long it took.
+
+    It is taken twice, by a copy of the network: the first time makes what later steps use again. The network itself, its
+    gradients and its generators stay as they are.
+
+    Args:
+        model: a `Module`, in the mode that is to be looked at.
+        criterion: as in a training step, say a `CrossEntropyLoss`.
+        x, labels: a batch, where the model is.
+    """
+    twin = copy.deepcopy(model)
+    for _ in range(2):
+        planned, forward, backward = plan(twin), [], []
+        with computing():
+            y = x
+            for step in planned.steps:
+                shape_in = y.shape[1:]
+                y, ms = _timed(step.forward, y)
+                forward.append((shape_in, y.shape, ms))
+            criterion(y, labels)
+            dy = criterion.backward()
+            for step in reversed(planned.steps):
+                dy, ms = _timed(step.backward, dy)
+                backward.append(ms)
+    lines = []
+    for step, (shape_in, shape, ms), back in zip(planned.steps, forward, reversed(backward), strict=True):
+        macs = sum(getattr(layer, "multiply_adds", 0) for layer in step.layers) * math.prod(shape[1:])
+        names, kind, function, version = step_row(step, device.kind_of(x))
+        lines.append(TimedStep(names, kind, function, version, shape_in, shape[1:], macs, ms, back))
+    return lines
+
+
+def _timed(function, x):
+    """(what it returns, milliseconds): on a GPU until it has computed it."""
+    start = time.perf_counter()
+    y = function(x)
+    if device.device_of(y) == "cuda":
+        device.import_cupy().cuda.Device().synchronize()
+    return y, (time.perf_counter() - start) * 1e3
+
+
+def step_table(steps: list[TimedStep]) -> str:
+    """The steps of `trace_step` as a table, with the sums at its foot."""
+    rows = [["layers", "kind", "function", "version", "in", "out", "multiply-adds", "forward ms", "backward ms"]]
+    for s in steps:
+        shapes = ["×".join(map(str, shape)) for shape in (s.shape_in, s.shape_out)]
+        rows.append([*s[:4], *shapes, f"{s.multiply_adds:,}", f"{s.forward_ms:.2f}", f"{s.backward_ms:.2f}"])
+    forward, backward = sum(s.forward_ms for s in steps), sum(s.backward_ms for s in steps)
+    work = sum(s.multiply_adds for s in steps)
+    rows.append(["sum", *[""] * 5, f"{work:,}", f"{forward:.2f}", f"{backward:.2f}"])
+    return aligned(rows, numbers=3)

@@ -1,1 +1,1 @@
-"""Neighbouring layers computed as one: their derivation, the pair of functions, and the step that takes the layers' place."""
+"""Neighbouring layers computed as one: the derivation, the pair of functions, and the step that takes their place."""

@@ -28,7 +28,7 @@ def fold_batch_norm(module):
     """A copy in eval mode in which every batch norm that directly follows a convolution is a part of it.
 
     The layers keep their names, the convolutions have a bias, and those batch norms are gone. A convolution that stands
-    in two places is left as it is. The module does not change; the copy computes what it computes in eval mode, to rounding.
+    in two places is left as it is. The module does not change; the copy computes the same in eval mode, to rounding.
     """
     folded = copy.deepcopy(module).eval()
     places = Counter(id(part) for _, part in folded.named_modules())
@@ -105,6 +105,7 @@ class FoldedStep(FusedStep):
             return as_images(kernels.run(clipped_product, as_matrix(x), weight[:, :, 0, 0], bias), x)
         if conv.path == "depthwise" and conv.in_channels == conv.out_channels:
             return as_images(kernels.run(depthwise_relu6, as_maps(x), weight, bias, *conv.geometry))
-        y = as_maps(conv2d_forward(x, weight, None, *conv.geometry, conv.groups, conv.path)[0])
+        options = *conv.geometry, conv.groups, conv.path
+        y = as_maps(conv2d_forward(x, weight, None, *options)[0])
         kernels.run(shift_and_clip, y.reshape(len(y), -1), bias)
         return as_images(y)

@@ -42,7 +42,11 @@ class FusedStep(OneShotCache):
 
     def __init__(self, names, layers):
         self.names, self.layers = names, layers
-        self.name = layers[-1].name  # dy belongs to the last layer
+
+    @property
+    def name(self):
+        """That of the last layer, whose dy it is."""
+        return self.layers[-1].name
 
     def pair(self, kind):
         """The pair that computes it for arrays of a kind."""

@@ -1,4 +1,4 @@
-"""The table of kernels: for each function its faster versions, on the CPU and on a GPU, in the order in which they are tried.
+"""The table of kernels: for each function its faster versions for CPU and GPU, in the order in which they are tried.
 
 A layer's file holds the mathematics, for any dtype and for NumPy and CuPy alike: a forward and its backward, which are a
 `Pair`. A version in the table has the same names, the same parameters and the same values to rounding. What a forward

@@ -51,7 +51,7 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  #
     """
     maps = as_maps(x)  # (N, C, H, W) -> (C, H, W, N)
     full = block_diagonal(weight, groups) if path == "dense" else weight
-    (forward, backward, _), options = path_pair(kind_of(x), weight, stride, padding, dilation, groups, path)
+    (forward, backward, _), options = path_pair(kind_of(x), weight, (stride, padding, dilation), groups, path)
     y = forward(maps, full, *options)
     if bias is not None:
         y += bias[:, None, None, None]
@@ -67,14 +67,14 @@ def conv2d_backward(dy, cache):
     return as_images(dx), diagonal_blocks(dweight, groups) if path == "dense" else dweight, dbias
 
 
-def path_pair(kind, weight, stride, padding, dilation, groups, path):
+def path_pair(kind, weight, geometry, groups, path):
     """The pair of functions that computes a path, and what they take besides x and weight."""
     if path == "pointwise":
-        return kernels.choose(POINTWISE, kind), (stride,)
+        return kernels.choose(POINTWISE, kind), geometry[:1]
     if path == "depthwise":
-        return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups), (stride, padding, dilation)
+        return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups), geometry
     products = 1 if path == "dense" else groups
-    return kernels.choose(GROUPED, kind, groups=products), (stride, padding, dilation, products)
+    return kernels.choose(GROUPED, kind, groups=products), (*geometry, products)
 
 
 # The paths, each on maps x (C, H, W, N), y (O, OH, OW, N) ---------------------------------------------------------------
@@ -226,7 +226,7 @@ class Conv2d(Module):
 
     def pair(self, kind):
         """That of the path."""
-        return path_pair(kind, self.weight.data, *self.geometry, self.groups, self.path)[0]
+        return path_pair(kind, self.weight.data, self.geometry, self.groups, self.path)[0]
 
     def facts(self):
         """The path as well."""
@@ -240,8 +240,9 @@ class Conv2d(Module):
     def forward(self, x):
         """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
         self.check(x)
-        parameters = self.weight.data, self.bias.data if self.bias else None
-        y, cache = conv2d_forward(x, *parameters, *self.geometry, self.groups, self.path)
+        bias = self.bias.data if self.bias else None
+        options = *self.geometry, self.groups, self.path
+        y, cache = conv2d_forward(x, self.weight.data, bias, *options)
         self.save_cache(cache, y)
         return y
 

@@ -21,7 +21,7 @@ class Pool:
 
     def __init__(self, threads):
         self.threads = threads
-        self.helpers = ThreadPoolExecutor(threads - 1, thread_name_prefix="scratchnet") if threads > 1 else None
+        self.helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="scratchnet")
 
     def start(self):
         """Hold BLAS at one thread, in the whole process: its own threads inside ours would only wait for one another."""
@@ -30,8 +30,7 @@ class Pool:
 
     def close(self):
         """Let the helpers end when they have done what they were given."""
-        if self.helpers:
-            self.helpers.shutdown(wait=False)
+        self.helpers.shutdown(wait=False)
 
     def map(self, function, items):
         """[function(item) for item in items], on all threads; the caller is one of them."""
@@ -83,7 +82,7 @@ def set_num_threads(n):
         raise ValueError(f"the number of threads must be a whole number of at least 1, got {n!r}")
     global _threads, _pool
     with _setting:
-        if _pool:
+        if _pool is not None:
             _pool.close()
         _threads, _pool = n, Pool(n).start()
 

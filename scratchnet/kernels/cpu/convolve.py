@@ -176,7 +176,8 @@ class Geometry:
     @functools.cached_property
     def blocks(self):
         """Of y, by whole rows."""
-        return _blocks(*self._taken(), self.out_size[0] if self._is_small else 1)
+        rows, columns = self._taken()
+        return _blocks(rows, columns, self.out_size[0] if self._is_small else 1)
 
     @functools.cached_property
     def blocks_back(self):

@@ -1,8 +1,8 @@
 """Depthwise convolution on the CPU, a few channels at a time: alone, with batch norm and ReLU6, and at inference.
 
-With batch norm and ReLU6 (fused/depthwise.py) a slab goes through all three while it is in the cache: eight passes forward, counted with the convolution's
-one, and ten and the two convolutions backward, where the three layers by themselves take eleven and fourteen, fetch the
-array from memory for each layer and write it back. The slabs go to the threads and write straight into the results.
+With batch norm and ReLU6 (fused/depthwise.py) a slab goes through all three while it is in the cache: eight passes
+forward, counted with the convolution's one, and ten and the two convolutions backward. The three layers by themselves
+take eleven and fourteen, fetch the array from memory for each layer and write it back.
 
 Measured, ns an element that enters, forward + backward, two threads, against the three layers in slabs of 8 MiB: 32×32 6.2
 (9.2), 32×32 stride 2 2.5 (3.1), 16×16 5.3 (7.4), 8×8 4.8 (6.2), 4×4 4.1 (4.8); 1 MiB and 8 MiB are no faster than 2 MiB.
