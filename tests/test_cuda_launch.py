@@ -105,7 +105,7 @@ def test_instantiations():
     assert cuda_launch.instantiations("optimizer", "float64") == [
         "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "adam<double>",
     ]  # fmt: skip
-    assert "normalise<bfloat16, 8, true>" in cuda_launch.instantiations("batch_norm", "bfloat16")
+    assert "normalise<bfloat16, 8, true>" in cuda_launch.instantiations("norm", "bfloat16")
 
 
 @pytest.mark.parametrize(

@@ -41,18 +41,19 @@ REAL = ("float32", "float64")
 STORED = (*REAL, "bfloat16")
 
 
-def _version(row, module, version, device, dtypes, takes, prefix):
-    pair = [vars(module).get(f"{prefix}{row}{end}") for end in ("_forward", "_backward")]
-    forward, backward = pair if pair[0] else (vars(module)[row], None)
-    return Version(Pair(forward, backward, version), device, dtypes, takes)
-
-
 def _numpy(module, takes=lambda **facts: True):
-    return lambda row: _version(row, module, "numpy", "cpu", REAL, takes, "")
+    return lambda row: Version(_pair(module, row, "numpy"), "cpu", REAL, takes)
 
 
-def _cuda(module, dtypes=STORED, takes=lambda **facts: True, prefix=""):
-    return lambda row: _version(row, module, f"{prefix}cuda", "cuda", dtypes, takes, prefix)
+def _cuda(module, dtypes=STORED, takes=lambda **facts: True):
+    return lambda row: Version(_pair(module, row, "cuda"), "cuda", dtypes, takes)
+
+
+def _pair(module, row, version):
+    """The functions of a module for a row: a forward and a backward, or one function of that name."""
+    if hasattr(module, row):
+        return Pair(getattr(module, row), None, version)
+    return Pair(getattr(module, f"{row}_forward"), getattr(module, f"{row}_backward"), version)
 
 
 def _one_filter(filters):
@@ -76,8 +77,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "global_avg_pool2d":    (_numpy(cpu.pool),                 _cuda(cuda.pool)),
     "cross_entropy":        (                                  _cuda(cuda.loss),),
     # fused/
-    "conv_norm_relu6":      (_numpy(cpu.pointwise),            _cuda(cuda.pointwise, REAL),
-                                                               _cuda(cuda.pointwise, ("bfloat16",), prefix="stored_")),
+    "conv_norm_relu6":      (_numpy(cpu.pointwise),            _cuda(cuda.pointwise)),
     "depthwise_norm_relu6": (_numpy(cpu.depthwise),            _cuda(cuda.depthwise)),
     "clipped_product":      (_numpy(cpu.pointwise),            _cuda(cuda.pointwise)),
     "depthwise_relu6":      (_numpy(cpu.depthwise),            _cuda(cuda.depthwise)),

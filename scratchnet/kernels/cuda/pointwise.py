@@ -1,17 +1,13 @@
 """1×1 convolutions on the GPU, as 2-D matrix products: alone, with batch norm and ReLU6, and with ReLU6 at inference.
 
-`device.use_tf32` says how exact the products are; the covariance of (FUSE.2) and W K stay in float32 in any case, since a
-variance comes from them that may be small beside their largest entries.
+`device.use_tf32` says how exact the products are.
 """
 
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import get_array_module, product
 from scratchnet.kernels.cuda.activation import shift_and_clip
-from scratchnet.kernels.cuda.launch import blocks, launch, reducing, vector
 from scratchnet.kernels.cuda.norm import norm_gradient, normalise, row_statistics
-from scratchnet.kernels.cuda.rows import row_sums_of, stored_like, widened
-
-FOLD_THREADS = 64  # a block that goes over a row of weights, at most some hundred numbers
+from scratchnet.kernels.cuda.rows import stored_like, widened
 
 
 def pointwise_forward(x, weight, stride):
@@ -37,51 +33,10 @@ def pointwise_backward(dy, x, weight, stride):
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
-    """Over the wide array three passes, over the narrow one six: three products, five kernels."""
-    xp, rows, matrix = get_array_module(x), as_matrix(x), _matrix(weight)
-    mean_x, _, _ = row_statistics(rows, eps)
-    channels, m = rows.shape
-    centred = xp.empty_like(rows)
-    v = vector(m, rows, centred)
-    launch("subtract_mean", (v,), blocks(m // v, channels), rows, mean_x, centred, m)  # (FUSE.1)
-    covariance = product(centred, centred.T, tf32=False)  # (FUSE.2), but for the 1/M, which fold_norm brings in
-    mixed = product(matrix, covariance, tf32=False)
-    mean, var, inv_std = (xp.empty(len(matrix), x.dtype) for _ in range(3))
-    scaled = xp.empty_like(matrix)
-    saved = mean, var, inv_std, scaled
-    launch(
-        "fold_norm", (), (1, len(matrix)), matrix, mixed, mean_x, gamma, *saved, eps, channels, m, threads=FOLD_THREADS
-    )  # (FUSE.3), (FUSE.4)
-    y = clipped_product(centred, scaled, beta)  # (FUSE.5)
-    return as_images(y, x), mean, var, (y, centred, mixed, matrix, scaled, gamma, inv_std[:, None])
+    """The convolution's output is made and kept, as in fused/depthwise.py; five passes over the wide arrays.
 
-
-def conv_norm_relu6_backward(dy, cache):
-    """Over the wide arrays five passes: mask and sum, and two products with the masked gradient."""
-    y, centred, mixed, matrix, scaled, gamma, inv_std = cache
-    xp, grad, (channels, m) = get_array_module(dy), as_matrix(dy), centred.shape
-    g = xp.empty_like(grad)
-    v = vector(m, grad, y, g)
-    grid = reducing(m // v, len(grad))
-    parts = xp.empty((len(grad), grid[0]), dy.dtype)
-    launch("mask_rows", (v,), grid, grad, y, g, parts, m)  # (FUSE.6)
-    dbeta = row_sums_of(parts)  # (FUSE.7)
-    products, dx = product(g, centred.T), product(scaled.T, g)  # (FUSE.8), and the first term of (FUSE.11)
-    dweight, through = xp.empty_like(matrix), xp.empty_like(matrix)
-    dgamma, column = xp.empty_like(gamma), xp.empty_like(gamma)
-    given, made = (matrix, mixed, products, gamma, inv_std.reshape(-1), dbeta), (dweight, dgamma, through, column)
-    launch("unfold_norm", (), (1, len(matrix)), *given, *made, channels, m, threads=FOLD_THREADS)  # (FUSE.9), (FUSE.10)
-    wide, shift = product(product(matrix.T, through), centred), product(matrix.T, column)
-    v = vector(m, dx, wide)
-    launch("subtract_rows", (v,), blocks(m // v, channels), dx, wide, shift, m)  # (FUSE.11)
-    return as_images(dx, dy), dweight.reshape(*matrix.shape, 1, 1), dgamma, dbeta
-
-
-def stored_conv_norm_relu6_forward(x, weight, gamma, beta, eps):
-    """The convolution's output is made and kept, as in fused/depthwise.py.
-
-    The covariance of (FUSE.2) would leave its product in 8 bits, too few to take a variance from that is small beside
-    them. So the statistics are those of the stored numbers themselves, as in PyTorch's mixed precision.
+    A covariance (FUSE.2) of numbers in 16 bits, or added up in float32, has too few digits to take a variance from that is
+    small beside its entries. So the statistics are those of the stored numbers, as in PyTorch's mixed precision.
     """
     rows, matrix = as_matrix(x), _matrix(weight)
     z = product(stored_like(matrix, x), rows)
@@ -90,8 +45,8 @@ def stored_conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     return as_images(y, x), mean, var, (rows, matrix, z, mean, inv_std, gamma, beta)
 
 
-def stored_conv_norm_relu6_backward(dy, cache):
-    """(DWF.6), the convolution being a matrix product here."""
+def conv_norm_relu6_backward(dy, cache):
+    """(DWF.6), the convolution being a matrix product here; seven passes over the wide arrays."""
     rows, matrix, z, mean, inv_std, gamma, beta = cache
     h, dgamma, dbeta = norm_gradient(as_matrix(dy), z, mean, inv_std, gamma, beta, clip=True)  # (DWF.3)-(DWF.5)
     a = (gamma * inv_std)[:, None]
