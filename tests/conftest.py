@@ -21,7 +21,9 @@ from scratchnet.array import import_cupy
 from scratchnet.kernels import gpu
 from scratchnet.kernels.depthwise import Plan
 
-pytest.register_assert_rewrite("conformance", "device", "runs")  # helpers whose assertions are to say what was wrong
+pytest.register_assert_rewrite(
+    "cifar_files", "conformance", "device", "runs"
+)  # helpers whose assertions are to say what was wrong
 
 settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile(
