@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchnet.data.files import one_line, open_regular
 
-MAX_PIXELS = 1 << 26  # 67 million; decoded, and once more as RGB, they take 540 MB
+MAX_PIXELS = 1 << 26  # 67 million: decoded and converted they take up to 0.8 GB
 
 
 class PictureError(ValueError):
