@@ -48,6 +48,12 @@ def test_a_whole_file_gets_its_name_with_nothing_beside_it_and_no_bar_in_a_log(s
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_program_without_standard_error_downloads_too(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    get(server, "good", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
 def test_a_broken_download_keeps_what_came_and_the_next_one_asks_for_the_rest_only(server, tmp_path):
     target = tmp_path / "file"
     with pytest.raises(DownloadError, match=f"the connection broke after {HALF:,} of {SIZE:,} bytes"):
