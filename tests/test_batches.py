@@ -179,6 +179,7 @@ def test_leaving_an_epoch_early_leaves_no_thread_behind():
         (0, {}, "'random' is empty; it needs at least one picture"),
         (5, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (5, {"batch_size": 6, "drop_last": True}, "batch_size must be at most 5, the number of pictures, got 6"),
+        (5, {"std": (0.2, 0, 0.2)}, r"std must be above 0 in every channel, got \(0.2, 0, 0.2\)"),
         (5, {"image_size": 0}, "image_size must be at least 1, got 0"),
     ],
 )

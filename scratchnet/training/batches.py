@@ -112,6 +112,8 @@ class Batches:
         if not len(mean) == len(std) == channels:
             sizes = f"pictures with {channels} channels need {channels} numbers each"
             raise ValueError(f"Batches: {sizes} in mean and std, got {len(mean)} and {len(std)}")
+        if not min(std) > 0:
+            raise ValueError(f"Batches: std must be above 0 in every channel, got {tuple(std)}")
         if count == 0:
             raise ValueError(f"Batches: the data set {dataset.name!r} is empty; it needs at least one picture")
         if operator.index(batch_size) < 1:
