@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet.data.targz import read_members
 from scratchnet.data.download import DownloadError, fetch
 from scratchnet.data.files import DataError, one_line, open_regular, require_size
+from scratchnet.data.targz import read_members
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
