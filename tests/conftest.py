@@ -21,7 +21,9 @@ from scratchnet.device import import_cupy
 from scratchnet.kernels.cpu.convolve import geometry_of
 from scratchnet.kernels.cuda import launch
 
-pytest.register_assert_rewrite("conformance", "device", "runs")  # helpers whose assertions are to say what was wrong
+pytest.register_assert_rewrite(
+    "cifar_files", "conformance", "device", "runs"
+)  # helpers whose assertions are to say what was wrong
 
 settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile(

@@ -1,16 +1,16 @@
 """Batches: every picture once an epoch, the same bits from any starting point, one batch ahead, channel-major."""
 
 import threading
-import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchnet.array import to_device
 from scratchnet.data.cifar10 import Dataset
 from scratchnet.training import batches
-from scratchnet.training.augment import normalise, random_crop_flip, resize, resize_matrix
+from scratchnet.training.augment import resize
 from scratchnet.training.batches import Batches, split
 
 
@@ -50,73 +50,6 @@ def test_split_depends_on_the_seed_alone_and_spreads_over_the_set():
 def test_split_refuses_a_fraction_that_leaves_nothing_to_train_on(fraction):
     with pytest.raises(ValueError, match=f"at least 0 and less than 1, got {fraction}"):
         split(dataset(5), fraction, 0)
-
-
-@given(st.integers(0, 4), st.integers(1, 3), st.integers(2, 6), st.integers(2, 6), st.data())
-def test_every_augmented_picture_is_a_crop_of_its_reflection_padded_self_or_mirror_image(n, c, h, w, data):
-    padding = data.draw(st.integers(0, min(h, w) - 1))
-    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    images = rng.integers(0, 256, (n, c, h, w), np.uint8)
-    before = images.copy()
-    out = random_crop_flip(images, rng, padding)
-    assert out.shape == images.shape and out.dtype == np.uint8 and is_channel_major(out)
-    np.testing.assert_array_equal(images, before)
-    for picture, result in zip(images, out, strict=True):
-        padded = np.pad(picture, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
-        shifts = range(2 * padding + 1)
-        crops = [side[:, y : y + h, x : x + w] for side in (padded, padded[:, :, ::-1]) for y in shifts for x in shifts]
-        assert any(np.array_equal(result, crop) for crop in crops)
-
-
-def test_both_mirror_images_and_all_shifts_are_about_equally_frequent():
-    picture = np.arange(30, dtype=np.uint8).reshape(1, 1, 5, 6)
-    out = random_crop_flip(np.repeat(picture, 9000, 0), np.random.default_rng(0), padding=1)
-    found, frequency = np.unique(out.reshape(9000, -1), axis=0, return_counts=True)
-    assert len(found) == 18  # 2 mirror images, 3 shifts down, 3 to the right
-    assert 400 < frequency.min() and frequency.max() < 600
-
-
-@pytest.mark.parametrize("padding", [-1, 5])
-def test_padding_beyond_what_can_be_reflected_is_refused(padding):
-    with pytest.raises(ValueError, match=f"padding must be 0 to 4 for 5×6 pictures, got {padding}"):
-        random_crop_flip(np.zeros((1, 3, 5, 6), np.uint8), np.random.default_rng(0), padding)
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2), (3, 2, 1, 0)])
-def test_normalise_is_its_formula_in_float32_for_any_memory_order(order):
-    images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 6), np.uint8)
-    stored = np.ascontiguousarray(images.transpose(np.argsort(order))).transpose(order)
-    mean, std = (0.1, 0.5, 0.9), (0.2, 0.25, 0.3)
-    out = normalise(stored, mean, std)
-    expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    assert out.dtype == np.float32 and is_channel_major(out)
-    np.testing.assert_allclose(out, expected, atol=2e-6)
-
-
-def test_normalise_needs_no_memory_beyond_its_result():
-    images = np.zeros((256, 3, 32, 32), np.uint8)
-    tracemalloc.start()
-    out = normalise(images, (0.5,) * 3, (0.5,) * 3)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < out.nbytes + 500_000
-
-
-@pytest.mark.parametrize("size", [1, 5, 7, 8, 21])
-def test_resize_is_pytorchs_bilinear_interpolation(size):
-    torch = pytest.importorskip("torch")
-    x = np.random.default_rng(0).standard_normal((2, 3, 8, 7))
-    peer = torch.nn.functional.interpolate(torch.tensor(x), size=(size, size), mode="bilinear").numpy()
-    np.testing.assert_allclose(resize(x, size), peer, atol=1e-12)
-    single = resize(x.astype(np.float32), size)
-    assert single.dtype == np.float32 and is_channel_major(single)
-    np.testing.assert_allclose(single, peer, atol=1e-6)
-
-
-def test_resize_matrix_doubles_a_line_by_quarters():
-    expected = [[1, 0, 0], [0.75, 0.25, 0], [0.25, 0.75, 0], [0, 0.75, 0.25], [0, 0.25, 0.75], [0, 0, 1]]
-    np.testing.assert_allclose(resize_matrix(3, 6), expected, atol=1e-15)
-    np.testing.assert_array_equal(resize_matrix(4, 4), np.eye(4))
 
 
 @settings(deadline=None)
@@ -246,6 +179,7 @@ def test_leaving_an_epoch_early_leaves_no_thread_behind():
         (0, {}, "'random' is empty; it needs at least one picture"),
         (5, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (5, {"batch_size": 6, "drop_last": True}, "batch_size must be at most 5, the number of pictures, got 6"),
+        (5, {"std": (0.2, 0, 0.2)}, r"std must be above 0 in every channel, got \(0.2, 0, 0.2\)"),
         (5, {"image_size": 0}, "image_size must be at least 1, got 0"),
     ],
 )
@@ -254,9 +188,50 @@ def test_bad_arguments_are_named(count, options, message):
         Batches(dataset(count), **{"batch_size": 4, "seed": 0, **options})
 
 
-def test_labels_that_do_not_match_the_pictures_are_refused():
-    with pytest.raises(ValueError, match="as many labels as pictures, got 4 and 5"):
-        Batches(dataset(5)._replace(labels=np.arange(4)), 2, seed=0)
+FLOATS = (dataset(5).images / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("call", [lambda data: Batches(data, 2, seed=0), lambda data: split(data, 0.5, 0)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.arange(4)}, "as many labels as pictures, got 4 and 5"),
+        ({"labels": np.zeros((5, 10), int)}, r"labels must be \(N,\) integers, got \(5, 10\) int64"),
+        ({"labels": [0.0, 1, 2, 3, 4]}, r"labels must be \(N,\) integers, got \(5,\) float64"),
+        ({"labels": list("abcde")}, r"labels must be \(N,\) integers, got \(5,\) <U1"),
+        ({"images": FLOATS * 255}, "pictures of floats must be numbers from 0 to 1, got 0 to 25"),
+        ({"images": FLOATS - 0.5}, "pictures of floats must be numbers from 0 to 1, got -0.5 to 1"),
+        ({"images": FLOATS * np.nan}, "pictures of floats must be numbers from 0 to 1, got nan to nan"),
+        ({"images": dataset(5).images.astype(int)}, "pictures must be uint8, or floats from 0 to 1, got int64"),
+        ({"images": dataset(5).images[:, 0]}, r"pictures must be \(N, C, H, W\), got \(5, 8, 8\)"),
+    ],
+)
+def test_pictures_and_labels_of_another_kind_are_refused(call, change, message):
+    with pytest.raises(ValueError, match=message):
+        call(dataset(5)._replace(**change))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_as_many_means_as_channels_are_asked_for(channels):
+    data = dataset(5)._replace(images=np.zeros((5, channels, 8, 8), np.uint8))
+    numbers = f"{channels} channels need {channels} numbers each in mean and std"
+    with pytest.raises(ValueError, match=f"{numbers}, got 3 and 3"):
+        Batches(data, 2, seed=0)
+    assert next(Batches(data, 2, seed=0, mean=[0] * channels, std=[1] * channels).epoch(0))[0].shape[1] == channels
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_floats_from_0_to_1_and_labels_in_a_list_give_the_batches_of_the_bytes(standin, dtype, device):
+    whole = dataset(11)
+    floats = whole._replace(images=(whole.images / 255).astype(dtype), labels=whole.labels.tolist())
+    options = {"seed": 3, "augment": True, "image_size": 9, "device": device}
+    for pair in zip(Batches(whole, 4, **options).epoch(0), Batches(floats, 4, **options).epoch(0), strict=True):
+        (want, labels), (got, from_list) = (tuple(to_device(array, "cpu") for array in batch) for batch in pair)
+        assert got.dtype == np.float32 and from_list.dtype == np.int64 and is_channel_major(got)
+        np.testing.assert_allclose(got, want, rtol=0, atol=4e-3 if dtype == np.float16 else 2e-6)
+        np.testing.assert_array_equal(labels, from_list)
+    np.testing.assert_array_equal(split(floats, 0.3, 0)[1].labels, split(whole, 0.3, 0)[1].labels)
 
 
 @pytest.mark.parametrize(("k", "start"), [(-1, 0), (0, -1), (0, 4)])

@@ -1,101 +1,20 @@
 """Downloads, from a server in this very process: whole, resumed, refused; bounded in time; one request each."""
 
-import hashlib
+import fcntl
+import os
 import socket
 import threading
 import time
-from contextlib import closing, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from urllib.request import Request
 
-import numpy as np
 import pytest
+from web import CONTENT, HALF, SHA256, SIZE, Server
 
 from scratchnet.data import cifar10
 from scratchnet.data.cifar10 import ARCHIVE, DataError, find_or_download
 from scratchnet.data.download import DownloadError, _stream, fetch
-
-CONTENT = np.random.default_rng(0).bytes(1_000_000)
-SIZE, SHA256 = len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
-HALF = SIZE // 2
-
-
-class Server(ThreadingHTTPServer):
-    """Answers /name by `Answers.name`; `log` has a (name, Range header) for each request."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.log, self.sent, self.over = [], 0, threading.Event()
-
-    def url(self, name):
-        return f"http://127.0.0.1:{self.server_port}/{name}"
-
-
-class Answers(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.log.append((self.path[1:], self.headers.get("Range")))
-        with suppress(ConnectionError):  # the client may leave
-            getattr(self, self.path[1:])()
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, content, status=200, length=True, **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        if length:
-            self.send_header("Content-Length", str(SIZE if length is True else length))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def good(self):
-        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-        span = {"status": 206, "length": SIZE - start, "Content-Range": f"bytes {start}-{SIZE - 1}/{SIZE}"}
-        self.answer(CONTENT[start:], **(span if start else {}))
-
-    def without_range(self):
-        self.answer(CONTENT)
-
-    def without_length(self):
-        self.answer(CONTENT, length=False)
-
-    def other_range(self):
-        self.answer(CONTENT[HALF + 1 :], 206, SIZE - HALF - 1, Content_Range=f"bytes {HALF + 1}-{SIZE - 1}/{SIZE}")
-
-    def broken(self):
-        self.answer(CONTENT[:HALF])
-
-    def silent(self):
-        self.server.over.wait(30)
-
-    def slow_to_start(self):
-        self.answer(b"")
-        self.silent()
-
-    def stalled(self):
-        self.answer(CONTENT[:HALF])
-        self.silent()
-
-    def other(self):
-        self.answer(CONTENT[::-1])
-
-    def shorter(self):
-        self.answer(CONTENT[:-1], length=SIZE - 1)
-
-    def endless(self):
-        self.answer(CONTENT, length=False)
-        for self.server.sent in range(50):  # megabytes: an end after all, should the client not leave
-            self.wfile.write(CONTENT)
-
-    def page(self):
-        self.answer(b"<html>Sign in</html>", length=False, Content_Type="text/html; charset=utf-8")
-
-    def gone(self):
-        self.send_error(404)
-
-    def nonsense(self):
-        self.wfile.write(b"EHLO\r\n")
 
 
 def await_downloads():
@@ -127,6 +46,12 @@ def test_a_whole_file_gets_its_name_with_nothing_beside_it_and_no_bar_in_a_log(s
     assert target.read_bytes() == CONTENT
     assert list(target.parent.iterdir()) == [target]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_program_without_standard_error_downloads_too(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    get(server, "good", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_a_broken_download_keeps_what_came_and_the_next_one_asks_for_the_rest_only(server, tmp_path):
@@ -223,6 +148,59 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DownloadError, match=r"cannot write .*in_it\.part: (Not a directory|File exists)"):
         get(server, "good", tmp_path / "file" / "in_it")
+
+
+@pytest.mark.parametrize("plant", ["symlink", "link", "mkfifo", "mkdir"])
+def test_a_link_pipe_or_folder_in_place_of_the_part_is_neither_followed_nor_waited_for(server, tmp_path, plant):
+    victim, part = tmp_path / "victim", tmp_path / "file.part"
+    victim.write_text("precious")
+    getattr(os, plant)(*([victim, part] if "link" in plant else [part]))
+    with pytest.raises(
+        DownloadError, match=r"cannot write .*file\.part: (it is|Is) an? (\w+ link|.*directory)|no regular"
+    ):
+        get(server, "good", tmp_path / "file")
+    assert victim.read_text() == "precious" and server.log == []
+
+
+@pytest.mark.parametrize(("name", "requests"), [("slow", 1), ("broken", 4)])
+def test_of_four_at_once_one_downloads_and_the_others_wait_and_find_it_there(server, tmp_path, name, requests):
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(get, server, name, tmp_path / "file") for _ in range(4)]
+    errors = [task.exception() for task in tasks if task.exception()]
+    assert [offset for _, offset in server.log] == [None, *[f"bytes={HALF}-"] * (requests - 1)]
+    if name == "slow":
+        assert not errors and (tmp_path / "file").read_bytes() == CONTENT and os.listdir(tmp_path) == ["file"]
+    else:  # each waits for the one before it, and goes on where that one stopped
+        assert len(errors) == 4 and os.listdir(tmp_path) == ["file.part"]
+
+
+def test_a_process_that_holds_the_part_and_does_nothing_is_not_waited_for_for_ever(server, tmp_path):
+    with open(tmp_path / "file.part", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DownloadError, match=r"another process holds .*file\.part, and nothing came for 0.6 s"):
+            get(server, "good", tmp_path / "file", timeout=0.2)
+    get(server, "good", tmp_path / "file", timeout=0.2)
+    assert len(server.log) == 1
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content[:-1] + b"-"])
+def test_a_damaged_archive_in_the_cache_is_replaced_once_there_is_a_whole_one(server, tmp_path, change):
+    place = tmp_path / ARCHIVE
+    place.write_bytes(change(CONTENT))
+    with pytest.raises(
+        DataError, match=f"{ARCHIVE} is another file or damaged, and cannot download CIFAR-10 from .*404"
+    ):
+        find_or_download(tmp_path, url=server.url("gone"), size=SIZE, sha256=SHA256)
+    assert place.read_bytes() == change(CONTENT) and os.listdir(tmp_path) == [ARCHIVE]
+    assert find_or_download(tmp_path, url=server.url("good"), size=SIZE, sha256=SHA256) == place
+    assert place.read_bytes() == CONTENT and os.listdir(tmp_path) == [ARCHIVE]
+
+
+def test_a_whole_archive_in_a_cache_that_takes_no_file_is_used(server, tmp_path, monkeypatch):
+    (tmp_path / ARCHIVE).write_bytes(CONTENT)
+    monkeypatch.setattr("scratchnet.data.download._locked", None)
+    assert find_or_download(tmp_path, url=server.url("gone"), size=SIZE, sha256=SHA256) == tmp_path / ARCHIVE
+    assert server.log == []
 
 
 @pytest.mark.parametrize("variable", ["SCRATCHNET_CACHE", "XDG_CACHE_HOME", "HOME", None])

@@ -6,10 +6,8 @@ is (3, 32, 32) as it stands. No pickle is opened, and no archive is unpacked to 
 exact names and read into memory. Whatever is wrong with a file ends in a `DataError`, one sentence for the user.
 """
 
-import gzip
 import hashlib
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from scratchnet.data.download import DownloadError, fetch
+from scratchnet.data.files import DataError, one_line, open_regular, require_size
+from scratchnet.data.targz import read_members
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -34,10 +34,6 @@ ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 ARCHIVE_BYTES = 170_052_171
 ARCHIVE_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-
-
-class DataError(ValueError):
-    """The data is missing, damaged or not what it should be; the message is one sentence for the user."""
 
 
 class Dataset(NamedTuple):
@@ -74,7 +70,7 @@ def load_cifar10(folder_or_archive: str | os.PathLike[str], *, records: int = RE
     Raises:
         DataError: a file is missing, has another size, is damaged, or holds a label above 9.
     """
-    path = Path(folder_or_archive).expanduser()
+    path = _expanded(folder_or_archive)
     place = locate(path)
     if place is None:
         raise DataError(f"{path} holds no CIFAR-10; expected {ARCHIVE}, {FOLDER}/ or {FILES[0]} … {FILES[-1]} in it")
@@ -109,7 +105,9 @@ def find_or_download(
     size: int = ARCHIVE_BYTES,
     sha256: str = ARCHIVE_SHA256,
 ) -> Path:
-    """Where CIFAR-10 lies in the cache folder, downloaded if it is not there yet; for `load_cifar10`.
+    """Where CIFAR-10 lies in the cache folder, downloaded if it is not there yet or damaged; for `load_cifar10`.
+
+    The archive's hash is checked each time. Files that were unpacked there by hand are left to `load_cifar10`'s checks.
 
     Args:
         cache_dir: the folder; by default $SCRATCHNET_CACHE, or else `scratchnet` in $XDG_CACHE_HOME or `~/.cache`.
@@ -120,19 +118,27 @@ def find_or_download(
     Raises:
         DataError: it is not in the cache and cannot be downloaded; the message says why.
     """
-    folder = Path(cache_dir or _default_cache()).expanduser()
+    folder = _expanded(cache_dir or _default_cache())
     place = locate(folder)
-    if place is None:
+    if place in (None, folder / ARCHIVE):
         place = folder / ARCHIVE
         try:
             fetch(url, place, size=size, sha256=sha256, timeout=timeout, progress=progress)
         except DownloadError as error:
-            raise DataError(f"cannot download CIFAR-10 from {url}: {error}") from error
+            wrong = f"{place} is another file or damaged, and " if place.exists() else ""
+            raise DataError(f"{wrong}cannot download CIFAR-10 from {url}: {error}") from error
     return place
 
 
 def _default_cache():
     return os.environ.get("SCRATCHNET_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "scratchnet"
+
+
+def _expanded(path):
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, or a container's user without an entry in passwd and without $HOME
+        raise DataError(f"{path} is in a home folder that cannot be found; expected a path without ~") from None
 
 
 def locate(path: Path) -> Path | None:
@@ -145,82 +151,25 @@ def locate(path: Path) -> Path | None:
                 return folder
         return path / ARCHIVE if (path / ARCHIVE).is_file() else None
     except OSError as error:
-        raise DataError(f"cannot look for CIFAR-10 in {path}: {_line(error)}; expected a readable folder") from error
+        raise DataError(f"cannot look for CIFAR-10 in {path}: {one_line(error)}; expected a readable folder") from error
 
 
 def _read_folder(folder: Path, size: int) -> Iterator[tuple[str, bytes]]:
     for name in FILES:
         path = folder / name
         try:
-            if not path.exists():
-                continue  # load_cifar10 names everything that is missing in one go
-            if not path.is_file():  # a pipe would block, a device might never end
-                raise DataError(f"{path} is no regular file; expected {size:,} bytes of pictures")
-            _require_size(path, path.stat().st_size, size)
-            raw = path.read_bytes()
+            with open_regular(path) as file:
+                require_size(path, os.fstat(file.fileno()).st_size, size)
+                raw = file.read(size)
+        except FileNotFoundError:
+            continue  # load_cifar10 names everything that is missing in one go
         except OSError as error:
-            raise DataError(f"cannot read {path}: {_line(error)}; expected {size:,} bytes of pictures") from error
-        _require_size(path, len(raw), size)
+            raise DataError(f"cannot read {path}: {one_line(error)}; expected {size:,} bytes of pictures") from error
+        require_size(path, len(raw), size)
         yield name, raw
 
 
 def _read_archive(archive: Path, size: int) -> Iterator[tuple[str, bytes]]:
     names = {f"{prefix}{FOLDER}/{name}": name for name in FILES for prefix in ("", "./")}
-    try:
-        with open(archive, "rb") as file:
-            start = file.read(16)
-        _require_gzip(archive, start)
-        with gzip.open(archive) as unzipped:
-            stream = _AtMost(unzipped, len(FILES) * size + (1 << 20), archive)
-            # "r|" reads from front to back and cannot be sent backwards or round in circles by a forged header.
-            with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
-                for member in tar:
-                    if member.name in names:
-                        yield names[member.name], _read_member(tar, member, archive, size)
-            while stream.read(1 << 18):  # the checksum over everything stands at the very end
-                pass
-    except DataError:
-        raise
-    except Exception as error:  # gzip, zlib and tarfile have no closed list of what damage makes them raise
-        message = f"{archive} is damaged ({_line(error)}); expected an intact {ARCHIVE}: delete it and get it again"
-        raise DataError(message) from error
-
-
-def _read_member(tar, member, archive, size):
-    where = f"{member.name} in {archive}"
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-        raise DataError(f"{where} is a link, device or sparse file; expected a regular file of {size:,} bytes")
-    _require_size(where, member.size, size)
-    raw = tar.extractfile(member).read(size)
-    _require_size(where, len(raw), size)
-    return raw
-
-
-class _AtMost:
-    """A stream that refuses to decompress to more than `limit` bytes, be they to read or to skip."""
-
-    def __init__(self, stream, limit, archive):
-        self.stream, self.limit, self.archive, self.count = stream, limit, archive, 0
-
-    def read(self, size):
-        data = self.stream.read(size)
-        self.count += len(data)
-        if self.count > self.limit:
-            raise DataError(f"{self.archive} unpacks to more than {self.limit:,} bytes; CIFAR-10 does not")
-        return data
-
-
-def _require_size(what, size, expected):
-    if size != expected:
-        raise DataError(f"{what} has {size:,} bytes; expected exactly {expected:,}")
-
-
-def _require_gzip(what, start):
-    if start[:2] != b"\x1f\x8b":
-        hint = " (a web page?)" if start.lstrip()[:1] == b"<" else ""
-        raise DataError(f"{what} begins with {start[:16]!r}{hint} and is no gzip archive; expected {ARCHIVE}")
-
-
-def _line(error):
-    """What an exception says, in one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    for name, raw in read_members(archive, names, size, limit=len(FILES) * size + (1 << 20)):
+        yield names[name], raw

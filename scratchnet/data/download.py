@@ -2,21 +2,32 @@
 
 The bytes go to `<target>.part`. Only when all are there and their SHA-256 is right does the file get its name, in one
 step, so that whoever finds it under that name can rely on it. There is one attempt: a program that tries again and
-again keeps its user waiting and a struggling server busy.
+again keeps its user waiting and a struggling server busy. Who writes holds a lock on `<target>.part`, which the system
+takes back however the process ends; whoever comes second waits for the first, and then finds the file there.
 """
 
 import hashlib
 import os
 import queue
+import sys
 import threading
-from collections.abc import Generator
-from contextlib import closing
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import BinaryIO
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
+
+from scratchnet.data.files import one_line, open_regular
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a second download does not wait, and the first to end wins
+    fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1 << 18  # bytes
 
@@ -26,14 +37,18 @@ class DownloadError(OSError):
 
 
 def fetch(url: str, target: Path, *, size: int, sha256: str, timeout: float = 10.0, progress: bool = True) -> None:
-    """Download `url` to `target`, going on from `<target>.part` if an earlier attempt left one.
+    """Have `url` at `target`, going on from `<target>.part` if an earlier attempt left one.
+
+    Nothing is done where the file is there and whole; where another one is there, it is replaced once there is a whole
+    one to replace it with.
 
     Args:
         url: http or https; the environment's proxy settings apply.
-        target: the file to make; its folder is made too, once the first byte is there.
+        target: the file to make; its folder is made too.
         size: expected length in bytes.
         sha256: expected hash, 64 hex digits.
-        timeout: seconds to the first byte, name lookup and connecting included, and then between bytes.
+        timeout: seconds to the first byte, name lookup and connecting included, and then between bytes. Another
+            process that is downloading the file is given three times as long without a new byte.
         progress: whether to show a bar, where standard error is a terminal.
 
     Raises:
@@ -41,23 +56,99 @@ def fetch(url: str, target: Path, *, size: int, sha256: str, timeout: float = 10
             another file than expected (it is deleted), or no place to write to.
     """
     part = target.with_name(target.name + ".part")
+    quiet = not (progress and sys.stderr and sys.stderr.isatty())
     try:
-        have = part.stat().st_size if part.exists() else 0
-        if have != size:  # else an earlier attempt ended just before the check
-            _receive(url, part, have if have < size else 0, size, timeout, progress)
-        found = _sha256(part)
-        if found != sha256:
-            part.unlink()
-            raise DownloadError(f"what came is another file: its SHA-256 is {found}, expected {sha256}")
-        os.replace(part, target)
+        if _is_whole(target, size, sha256):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(part, size, 3 * timeout, quiet) as file:
+            if _is_whole(target, size, sha256):  # by now, thanks to another process
+                return
+            if os.fstat(file.fileno()).st_size != size:  # else an earlier attempt ended just before the check
+                _receive(url, file, target.name, size, timeout, quiet)
+            found = _sha256(file)
+            if fcntl is None:
+                file.close()  # Windows neither renames nor removes an open file
+            if found != sha256:
+                part.unlink()
+                raise DownloadError(f"what came is another file: its SHA-256 is {found}, expected {sha256}")
+            os.replace(part, target)
     except DownloadError:
         raise
     except OSError as error:
-        raise DownloadError(f"cannot write {part}: {error.strerror or error}") from error
+        raise DownloadError(f"cannot write {part}: {one_line(error)}") from error
 
 
-def _receive(url, part, have, size, timeout, progress):
-    """Append to `part`, which holds `have` bytes, until it holds `size`; start over if the server cannot resume."""
+@contextmanager
+def _locked(part: Path, size: int, patience: float, quiet: bool) -> Iterator[BinaryIO]:
+    """The file at `part`, open to read and write, and locked; in the end it is removed if nothing is in it.
+
+    Raises:
+        DownloadError: another process has the lock, and for `patience` seconds the file has not become longer.
+        OSError: it cannot be opened.
+    """
+    ours = False
+    while not ours:
+        with open_regular(part, write=True) as file:
+            if not _lock(file):
+                with tqdm(total=size, unit="B", unit_scale=True, desc="another download", disable=quiet) as bar:
+                    _await_lock(file, part, patience, bar)
+            ours = _is_at(file, part)  # or else the other process has renamed or removed what we opened
+            if ours:
+                try:
+                    yield file
+                finally:
+                    with suppress(OSError):
+                        if not file.closed and _is_at(file, part) and not os.fstat(file.fileno()).st_size:
+                            part.unlink()
+
+
+def _await_lock(file, part, patience, bar):
+    have, deadline = -1, 0.0
+    while not _lock(file):
+        if (now := os.fstat(file.fileno()).st_size) != have:
+            have, deadline = now, time.monotonic() + patience
+            bar.n = have
+            bar.refresh()
+        if time.monotonic() > deadline:
+            raise DownloadError(f"another process holds {part}, and nothing came for {patience:g} s")
+        time.sleep(0.05)
+
+
+def _lock(file):
+    """Whether the file is now ours alone, as far as the file system can lock."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+    return True
+
+
+def _is_at(file, path):
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_whole(path, size, sha256):
+    """Whether the file is there and the one that is wanted."""
+    try:
+        with open_regular(path) as file:
+            return os.fstat(file.fileno()).st_size == size and _sha256(file) == sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise DownloadError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _receive(url, file, name, size, timeout, quiet):
+    """Append to `file` until it holds `size` bytes; start over if it holds more or the server cannot resume."""
+    have = os.fstat(file.fileno()).st_size
+    have = have if have < size else 0
     headers = {"User-Agent": "scratchnet"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -66,16 +157,15 @@ def _receive(url, part, have, size, timeout, progress):
         if response.status != 206:
             have = 0
         _require_expected(response, have, size)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        quiet = None if progress else True  # None: where standard error is no terminal
-        bar = tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=quiet)
-        with bar, open(part, "ab" if have else "wb") as file:
+        file.seek(have)
+        file.truncate()
+        with tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=name, disable=quiet) as bar:
             while data and file.tell() <= size:
                 file.write(data)
                 bar.update(len(data))
                 response, data = next(stream)
-            have = file.tell()
-    if have < size:
+            file.flush()
+    if (have := file.tell()) < size:
         raise DownloadError(f"the connection broke after {have:,} of {size:,} bytes; the next run goes on from there")
 
 
@@ -118,7 +208,7 @@ def _stream(request: Request, timeout: float) -> Generator[tuple[HTTPResponse, b
             item = inbox.get(timeout=timeout)
             if isinstance(item, Exception):
                 reason = item if isinstance(item, HTTPError) else getattr(item, "reason", item)
-                raise DownloadError(" ".join(str(reason).split()) or type(item).__name__) from item
+                raise DownloadError(one_line(reason)) from item
             yield item
     except queue.Empty:
         raise DownloadError(f"{request.host} sent nothing for {timeout:g} s") from None
@@ -128,9 +218,9 @@ def _stream(request: Request, timeout: float) -> Generator[tuple[HTTPResponse, b
             inbox.get_nowait()
 
 
-def _sha256(path):
+def _sha256(file):
+    file.seek(0)
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()

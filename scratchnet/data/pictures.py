@@ -1,38 +1,64 @@
 """Pictures from files, for a network that was trained on CIFAR-10 (needs Pillow: extra `plot`)."""
 
+import os
+import warnings
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scratchnet.data.files import one_line, open_regular
+
+MAX_PIXELS = 1 << 26  # 67 million: decoded and converted they take up to 0.8 GB
+
 
 class PictureError(ValueError):
-    """A file is no picture that can be read, or Pillow is missing; the message says which."""
+    """A file is no picture that can be read, or Pillow is missing; the message is one line that says which."""
 
 
-def read_pictures(paths: Iterable[str | Path], size: int = 32) -> np.ndarray:
-    """PNG or JPEG files -> (N, 3, size, size) uint8.
+def read_picture(path: str | os.PathLike[str], size: int = 32) -> np.ndarray:
+    """A PNG or JPEG file -> (3, size, size) uint8, RGB.
 
-    The middle square of each picture is resized, by averaging where it shrinks; what is transparent becomes black.
+    The middle square of the picture is resized, by averaging where it shrinks. What is transparent is laid on black, of
+    16 bits the upper 8 count, and a phone's picture is turned the way up that it says. No other format is tried: Pillow
+    knows dozens, starts another program for one of them, and each is a way in for whoever made the file.
 
     Raises:
-        PictureError: Pillow is not installed, a file is missing, or is not a picture.
+        PictureError: Pillow is not installed, or the file cannot be read, is no such picture, is damaged, or has more
+            than `MAX_PIXELS` pixels.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
-        raise PictureError('reading pictures needs Pillow: pip install "scratchnet[plot]"') from None
-    found = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                whole = ImageOps.exif_transpose(image).convert("RGB")  # a phone's picture says which way is up
-        except OSError as error:
-            reason = error.strerror or "it is no picture that Pillow can read"
-            raise PictureError(f"{path} cannot be read: {reason}") from None
-        except (Image.DecompressionBombError, ValueError, SyntaxError) as error:
-            raise PictureError(f"{path} cannot be read: {error}") from None
-        way = Image.Resampling.BOX if min(whole.size) > size else Image.Resampling.BILINEAR
-        square = ImageOps.fit(whole, (size, size), way)
-        found.append(np.asarray(square).transpose(2, 0, 1))  # (H, W, 3) -> (3, H, W)
-    return np.stack(found)
+        raise PictureError("reading pictures needs Pillow: pip install pillow") from None
+    try:
+        with open_regular(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is then read all the same, such as a date that is none
+            image: Any = Image.open(file, formats=("PNG", "JPEG"))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
+            ImageOps.exif_transpose(image, in_place=True)
+            way = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BILINEAR
+            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
+                image = Image.fromarray(((np.asarray(image, np.int32) + 128) // 257).astype(np.uint8))
+            if image.mode.endswith("A") or "transparency" in image.info:
+                image = image.convert("RGBA").convert("RGBa")  # colours times opacity: on black
+            elif image.mode != "RGB":
+                image = image.convert("RGB")
+            square = ImageOps.fit(image, (size, size), way)
+    except UnidentifiedImageError:
+        reason = "it is no PNG or JPEG picture"
+    except OSError as error:
+        reason = one_line(error)
+    except MemoryError:
+        reason = "it does not fit into the memory of this machine"
+    except Exception as error:  # there is no list of what a damaged picture makes Pillow raise
+        reason = one_line(error)
+    else:
+        return np.asarray(square)[..., :3].transpose(2, 0, 1)  # (H, W, 3 or 4) -> (3, H, W)
+    raise PictureError(f"{path} cannot be read: {reason}")
+
+
+def read_pictures(paths: Iterable[str | os.PathLike[str]], size: int = 32) -> np.ndarray:
+    """`read_picture` of N files -> (N, 3, size, size) uint8."""
+    return np.array([read_picture(path, size) for path in paths], np.uint8).reshape(-1, 3, size, size)

@@ -60,7 +60,7 @@ def take_batch(images, draws, scale, shift):
     The same as `random_crop_flip` and `normalise`, to rounding, for numbers that are drawn already.
 
     Args:
-        images: all pictures, (total, C, H, W) uint8.
+        images: all pictures, (total, C, H, W) uint8 or float32.
         draws: (4, N) int32: which picture, whether to mirror it, pixels down and pixels to the right.
         scale, shift: (C,) float32; a pixel x becomes x · scale - shift.
 
@@ -77,26 +77,27 @@ def take_batch(images, draws, scale, shift):
 
 
 def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(x / 255 - mean) / std per channel.
+    """(x / 255 - mean) / std per channel, or (x - mean) / std for floats, whose range is 0 to 1 already.
 
     Args:
-        images: (N, C, H, W) uint8, in any memory order.
+        images: (N, C, H, W) uint8 or floating-point, in any memory order.
         mean, std: C numbers each, of a range of 1.
 
     Returns:
         (N, C, H, W) float32, channel-major; in two passes over it and without another array.
     """
-    scale, shift = affine(mean, std)
+    scale, shift = affine(mean, std, images.dtype)
     maps = images.transpose(1, 2, 3, 0)  # (N, C, H, W) -> (C, H, W, N)
     out = np.empty(maps.shape, np.float32)
-    np.multiply(maps, scale[:, None, None, None], out=out)
+    np.multiply(maps, scale[:, None, None, None], out=out, casting="same_kind")
     out -= shift[:, None, None, None]
     return as_images(out)
 
 
-def affine(mean, std):
-    """Scale and shift, (C,) float32 each, with which (x / 255 - mean) / std is x · scale - shift."""
-    return (1 / (255 * np.asarray(std))).astype(np.float32), (np.asarray(mean) / std).astype(np.float32)
+def affine(mean, std, dtype):
+    """Scale and shift, (C,) float32 each: `normalise` of a pixel x of that dtype is x · scale - shift."""
+    top = 255 if dtype == np.uint8 else 1
+    return (1 / (top * np.asarray(std))).astype(np.float32), (np.asarray(mean) / std).astype(np.float32)
 
 
 def resize_matrix(size_in: int, size_out: int) -> np.ndarray:

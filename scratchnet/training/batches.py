@@ -29,8 +29,9 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
         (train, validation): both in the order of `dataset`, without a picture in common.
 
     Raises:
-        ValueError: fraction is not in 0 … 1, 1 excluded.
+        ValueError: fraction is not in 0 … 1, 1 excluded, or pictures and labels are not as `Batches` takes them.
     """
+    dataset = _checked(dataset, "split")
     if not 0 <= fraction < 1:
         raise ValueError(f"split: the fraction to hold out must be at least 0 and less than 1, got {fraction}")
     count = len(dataset.labels)
@@ -45,11 +46,30 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     return part(~held_out), part(held_out)
 
 
+def _checked(dataset: Dataset, who: str) -> Dataset:
+    """The data set with pictures and labels as NumPy arrays; ValueError, opened by `who`, where they are none of ours."""
+    images, labels = np.asarray(dataset.images), np.asarray(dataset.labels)
+    if images.ndim != 4:
+        raise ValueError(f"{who}: pictures must be (N, C, H, W), got {images.shape}")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" and labels.size:
+        raise ValueError(f"{who}: labels must be (N,) integers, got {labels.shape} {labels.dtype}")
+    if len(images) != len(labels):
+        raise ValueError(f"{who}: as many labels as pictures, got {len(labels)} and {len(images)}")
+    if images.dtype.kind == "f":
+        low, high = images.min(initial=0), images.max(initial=1)
+        if not (low == 0 and high == 1):  # also where one is NaN
+            raise ValueError(f"{who}: pictures of floats must be numbers from 0 to 1, got {low:g} to {high:g}")
+    elif images.dtype != np.uint8:
+        raise ValueError(f"{who}: pictures must be uint8, or floats from 0 to 1, got {images.dtype}")
+    return dataset._replace(images=images, labels=labels.astype(np.int64, copy=False))
+
+
 class Batches:
     """The batches of a data set, epoch by epoch; the next one is prepared while the network works on this one.
 
     Args:
-        dataset: one picture or more.
+        dataset: one picture or more, (N, C, H, W): bytes (uint8), or floats from 0 to 1, as torchvision's `ToTensor`
+            makes them. Labels: N integers, in an array or a list.
         batch_size: pictures a batch; the last one of an epoch is shorter where the division leaves a remainder.
         seed: a non-negative integer that fixes order and augmentation of every epoch (see the head of this file).
         augment: whether to apply `random_crop_flip`.
@@ -57,17 +77,17 @@ class Batches:
         alternate: mirror each picture in every other epoch, half of them beginning with the first, instead of by chance:
             two epochs show both sides of every picture (Jordan 2024, section 3.6).
         shuffle: whether every epoch has its own order; otherwise that of the data set.
-        mean, std: per channel, for `normalise`.
+        mean, std: C numbers each, of a range of 1, for `normalise`; CIFAR-10's by default.
         image_size: side in pixels to `resize` to; None keeps the pictures as they are.
-        device: "cuda" keeps all pictures there, as uint8, and makes the batches there from the same random numbers; what is
-            copied for a batch is those numbers and the labels.
+        device: "cuda" keeps all pictures there, as uint8 or float32, and makes the batches there from the same random
+            numbers; what is copied for a batch is those numbers and the labels.
         bfloat16: on a GPU, store the batches in 16 bits, for a network that computes on such (kernels/gpu_bfloat16.py).
         drop_last: leave a shorter last batch out, as in training: batch norm knows little from few pictures, and
             nothing from one. With `shuffle` it leaves out other pictures every epoch.
 
     Raises:
-        ValueError: no pictures, another number of labels than of pictures, a size below 1, or a batch that cannot be
-            filled although short ones are to be left out.
+        ValueError: no pictures, pictures or labels of another kind or number, other channels than mean and std have,
+            a size below 1, or a batch that cannot be filled although short ones are to be left out.
     """
 
     def __init__(
@@ -87,9 +107,13 @@ class Batches:
         device: str = "cpu",
         bfloat16: bool = False,
     ):
-        count = len(dataset.images)
-        if count != len(dataset.labels):
-            raise ValueError(f"Batches: as many labels as pictures, got {len(dataset.labels)} and {count}")
+        dataset = _checked(dataset, "Batches")
+        count, channels = len(dataset.images), dataset.images.shape[1]
+        if not len(mean) == len(std) == channels:
+            sizes = f"pictures with {channels} channels need {channels} numbers each"
+            raise ValueError(f"Batches: {sizes} in mean and std, got {len(mean)} and {len(std)}")
+        if not min(std) > 0:
+            raise ValueError(f"Batches: std must be above 0 in every channel, got {tuple(std)}")
         if count == 0:
             raise ValueError(f"Batches: the data set {dataset.name!r} is empty; it needs at least one picture")
         if operator.index(batch_size) < 1:
@@ -103,7 +127,8 @@ class Batches:
         self.mean, self.std, self.image_size = mean, std, image_size
         self.padding, self.alternate, self.device, self.bfloat16 = padding, alternate, device, bfloat16
         if device != "cpu":
-            on_device = np.ascontiguousarray(dataset.images), *affine(mean, std)
+            kind = np.uint8 if dataset.images.dtype == np.uint8 else np.float32
+            on_device = np.ascontiguousarray(dataset.images, kind), *affine(mean, std, kind)
             self._images, *self._affine = (to_device(array, device) for array in on_device)
         if alternate:  # drawn from another free stream, see `split`
             self._mirrored_first = np.random.default_rng((seed, 0, 0, 2)).random(count) < 0.5
@@ -117,7 +142,7 @@ class Batches:
         """Batches start, start + 1, … of epoch k.
 
         Yields:
-            x, (N, 3, S, S) float32 or bfloat16, channel-major, and labels, (N,) int64.
+            x, (N, C, S, S) float32 or bfloat16, channel-major, and labels, (N,) int64.
 
         Raises:
             ValueError: k is negative, or start is not in 0 … len(self).

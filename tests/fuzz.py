@@ -1,0 +1,161 @@
+"""Fuzz the readers of files that somebody else made, guided by coverage (atheris: extra `dev`); not run by pytest.
+
+    .venv/bin/python tests/fuzz.py READER FOLDER [libFuzzer's options]
+
+READER is one of `READERS`; FOLDER keeps the inputs that reach new code, from a few small seeds on. It goes on until
+-max_total_time, in seconds, or until an input raises something else than the reader's own error, gives what is no
+picture or no checkpoint, or takes over 5 s or 1.5 GB: that input is kept as crash-*, timeout-* or oom-* in FOLDER.
+Checksums are put right in what the fuzzer changed (but for `archive` and `checkpoint`, which are read as they are):
+behind them lies most of the code, and whoever forges a file puts them right as well.
+"""
+
+import gzip
+import io
+import struct
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from unittest import mock
+
+import atheris
+
+with atheris.instrument_imports():
+    import tarfile
+    import zipfile
+
+    import PIL.JpegImagePlugin
+    import PIL.PngImagePlugin
+
+    from scratchnet.data.cifar10 import ARCHIVE, FILES, FOLDER, RECORD_BYTES, load_cifar10
+    from scratchnet.data.files import DataError
+    from scratchnet.data.pictures import PictureError, read_picture
+    from scratchnet.training.archive import CheckpointError, decode, encode
+    from scratchnet.training.checkpoint import load
+    from scratchnet.training.metrics import FIELDS, MetricsLog
+
+import numpy as np
+
+CUT = b"<cut>"
+WHERE = Path(tempfile.mkdtemp(prefix="fuzz")) / ARCHIVE
+
+
+def archive(data):
+    """A `.tar.gz` of CIFAR-10's files, one record each."""
+    WHERE.write_bytes(data)
+    train, test = load_cifar10(WHERE, records=1)
+    assert train.images.shape == (5, 3, 32, 32) and max(*train.labels, *test.labels) < 10
+
+
+def tar(data):
+    """The tar file within it."""
+    blocks = [bytearray(data[at : at + 512]) for at in range(0, len(data), 512)]
+    for block in blocks:
+        if block[257:262] == b"ustar" and len(block) == 512:
+            block[148:156] = b" " * 8  # counts as spaces in the sum itself
+            block[148:156] = b"%06o\0 " % sum(block)
+    archive(gzip.compress(b"".join(blocks), 0))
+
+
+def picture(data):
+    """A PNG or JPEG file."""
+    at, data = 8, bytearray(data)
+    while data.startswith(b"\x89PNG") and at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 <= len(data):
+            data[end : end + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : end]))
+        at = end + 4
+    WHERE.write_bytes(data)
+    pixels = read_picture(WHERE)
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == np.uint8
+
+
+def checkpoint(data):
+    """A checkpoint: what is read is what is written again."""
+    WHERE.write_bytes(data)
+    arrays, header = load(WHERE)
+    again, _ = decode(encode(arrays, header))
+    assert all(again[key].tobytes() == array.tobytes() for key, array in arrays.items()) and len(again) == len(arrays)
+
+
+def members(data):
+    """What is in a checkpoint's zip file: a name and a content in turn, the header's hash being right."""
+    names_and_contents = data.split(CUT)
+    pairs = zip(names_and_contents[::2], names_and_contents[1::2], strict=False)
+    with zipfile.ZipFile(WHERE, "w") as new:
+        for name, content in {name.decode("latin-1"): content for name, content in pairs}.items():
+            new.writestr(zipfile.ZipInfo(name), content)
+    with mock.patch("scratchnet.training.archive._digest", lambda arrays, header: header["checkpoint"]["sha256"]):
+        arrays, header = load(WHERE)
+    assert isinstance(header, dict) and all(isinstance(array, np.ndarray) for array in arrays.values())
+
+
+def metrics(data):
+    """A metrics.csv: rows, a row removed, a row added."""
+    WHERE.write_bytes(data)
+    log = MetricsLog(WHERE)
+    rows = log.rows()
+    log.truncate_to(len(rows) - 1)
+    log.append(dict.fromkeys(FIELDS, 1))
+    assert log.rows()[-1]["epoch"] == 1
+
+
+READERS = {  # what each may raise
+    archive: DataError,
+    tar: DataError,
+    picture: PictureError,
+    checkpoint: CheckpointError,
+    members: CheckpointError,
+    metrics: ValueError,
+}
+
+
+def seeds(reader):
+    """A few small files that the reader takes."""
+    if reader in (archive, tar):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as new:
+            for name in FILES:
+                member = tarfile.TarInfo(f"{FOLDER}/{name}")
+                member.size = RECORD_BYTES
+                new.addfile(member, io.BytesIO(bytes(RECORD_BYTES)))
+        yield gzip.compress(file.getvalue()) if reader is archive else file.getvalue()
+    if reader is picture:
+        for kind, mode in [("PNG", m) for m in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")] + [("JPEG", "RGB")]:
+            file = io.BytesIO()
+            exif = PIL.Image.Exif()
+            exif[0x0112] = 6  # to be turned
+            PIL.Image.new(mode, (5, 3)).save(file, kind, exif=exif)
+            yield file.getvalue()
+    if reader is checkpoint:
+        yield encode({"model/a": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"epoch": 1, "config": {"width": 0.5}})
+        yield encode({}, {})
+    if reader is members:
+        for seed in seeds(checkpoint):
+            with zipfile.ZipFile(io.BytesIO(seed)) as whole:
+                yield CUT.join(piece for name in whole.namelist() for piece in (name.encode(), whole.read(name)))
+    if reader is metrics:
+        yield (",".join(FIELDS) + "\n" + 2 * "1,2.5,0.1,nan,0.5,inf,1e-3,7\n").encode()
+
+
+def main():
+    name, folder, *options = sys.argv[1:]
+    reader = {reader.__name__: reader for reader in READERS}[name]
+    expected = READERS[reader]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds(reader)):
+        (Path(folder) / f"seed{number}").write_bytes(seed)
+
+    def one(data):
+        try:
+            reader(data)
+        except expected as error:
+            assert "\n" not in str(error), "an error of several lines"
+
+    limits = ["-timeout=5", "-rss_limit_mb=1536", f"-artifact_prefix={folder}/", "-max_len=65536"]
+    atheris.Setup([sys.argv[0], *limits, *options, folder], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
