@@ -98,7 +98,7 @@ def test_what_the_sources_declare_is_read():
         ("out", True, "T"), ("h", False, "int32"), ("w", False, "int32"), ("n", False, "int32"),
     ]  # fmt: skip
     assert cuda_launch.declared()["normalise"].template == ("V", "CLIP")
-    assert cuda_launch.declared()["cross_entropy_forward"].parameters[1].dtype == "int64"
+    assert cuda_launch.declared()["cross_entropy_forward"].arguments[1].dtype == "int64"
 
 
 def test_instantiations():
