@@ -4,6 +4,7 @@ A term, a factor, a sign, an axis, a border, a `+=`.
 """
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 from strategies import kink_free
@@ -13,7 +14,7 @@ from scratchnet.layers.activation import relu_backward, relu_forward
 from scratchnet.layers.conv import conv2d_backward, conv2d_forward, depthwise_backward, grouped_backward
 from scratchnet.layers.linear import linear_backward, linear_forward
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
-from scratchnet.layers.norm import batch_norm_backward
+from scratchnet.layers.norm import batch_norm_backward, frozen_batch_norm_backward
 
 
 def draw(*shape):
@@ -434,5 +435,229 @@ SABOTAGED = {
     "a pair: first array": (
         lambda: linear_pair(dx=times(1 + 1e-5)), (LINEAR_X, draw(5, 7), draw(5)),
         r"^linear_forward: the gradient of x \(3, 7\) is wrong",
+    ),
+}  # fmt: skip
+
+
+# Wrong ones that are right at the initial values: a gain of 1, a bias of 0, a running variance of 1 -----------------------
+
+
+class Formula(sn.Module):
+    """A layer of one's own: forward(p, x), and gradients[name](p, x, dy) for x and every parameter, p having them all."""
+
+    def __init__(self, forward, gradients, buffers=(), **start):
+        self.y, self.gradients, self.buffers = forward, gradients, buffers
+        for name, value in start.items():
+            setattr(self, name, np.array(value, float) if name in buffers else sn.Parameter(np.array(value, float)))
+
+    def _values(self):
+        return SimpleNamespace(**{name: getattr(value, "data", value) for name, value in vars(self).items()}
+                               | {name: getattr(self, name) for name in self.buffers})  # fmt: skip
+
+    def forward(self, x):
+        y = self.y(self._values(), x)
+        self.save_cache(x, y)
+        return y
+
+    def backward(self, dy):
+        x = self.take_cache(dy)
+        for name, parameter in self.named_parameters():
+            parameter.grad += self.gradients[name](self._values(), x, dy)
+        return self.gradients["x"](self._values(), x, dy)
+
+
+def per(values):
+    """The sum over all but the channels, (N, C, H, W) -> (C, 1, 1)."""
+    return values.sum(axis=(0, 2, 3))[:, None, None]
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+ONES, ZEROS = np.ones((4, 1, 1)), np.zeros((4, 1, 1))
+AFFINE = (
+    lambda p, x: p.gain * x + p.shift,
+    {"x": lambda p, x, dy: p.gain * dy, "gain": lambda p, x, dy: per(dy * x), "shift": lambda p, x, dy: per(dy)},
+    {"gain": ONES, "shift": ZEROS},
+)
+FROZEN = (
+    lambda p, x: p.gain * (x - p.running_mean) / p.running_var**0.5,
+    {
+        "x": lambda p, x, dy: p.gain * dy / p.running_var**0.5,
+        "gain": lambda p, x, dy: per(dy * (x - p.running_mean)) / p.running_var**0.5,
+    },
+    {"gain": ONES, "running_mean": ZEROS, "running_var": ONES, "buffers": ("running_mean", "running_var")},
+)
+MIX = (
+    lambda p, x: np.einsum("oc,nchw->nohw", p.weight, x),
+    {
+        "x": lambda p, x, dy: np.einsum("oc,nohw->nchw", p.weight, dy),
+        "weight": lambda p, x, dy: np.einsum("nohw,nchw->oc", dy, x),
+    },
+    {"weight": np.eye(4)},
+)
+SHIFTED = (
+    lambda p, x: p.gain * (x + p.shift),
+    {
+        "x": lambda p, x, dy: p.gain * dy,
+        "gain": lambda p, x, dy: per(dy * (x + p.shift)),
+        "shift": lambda p, x, dy: per(p.gain * dy),
+    },
+    {"gain": ONES, "shift": ZEROS},
+)
+SQUARED = (
+    lambda p, x: p.gain**2 * x,
+    {"x": lambda p, x, dy: p.gain**2 * dy, "gain": lambda p, x, dy: per(2 * p.gain * dy * x)},
+    {"gain": ONES},
+)
+TEMPERATURE = (
+    lambda p, x: x / p.t,
+    {"x": lambda p, x, dy: dy / p.t, "t": lambda p, x, dy: -(dy * x).sum() / p.t**2},
+    {"t": 1},
+)
+SWISH = (
+    lambda p, x: x * sigmoid(p.beta * x),
+    {
+        "x": lambda p, x, dy: dy * (sigmoid(p.beta * x) + p.beta * x * sigmoid(p.beta * x) * sigmoid(-p.beta * x)),
+        "beta": lambda p, x, dy: per(dy * x * x * sigmoid(p.beta * x) * sigmoid(-p.beta * x)),
+    },
+    {"beta": ONES},
+)
+PRELU = (
+    lambda p, x: np.where(x.real > 0, x, p.slope * x),
+    {"x": lambda p, x, dy: dy * np.where(x > 0, 1, p.slope), "slope": lambda p, x, dy: per(dy * np.where(x > 0, 0, x))},
+    {"slope": ONES / 4},
+)
+REZERO = (
+    lambda p, x: x + p.alpha * x * x,
+    {"x": lambda p, x, dy: dy * (1 + 2 * p.alpha * x), "alpha": lambda p, x, dy: (dy * x * x).sum()},
+    {"alpha": 0},
+)
+PARABOLA = (
+    lambda p, x: (x + p.shift) ** 2,
+    {"x": lambda p, x, dy: 2 * dy * (x + p.shift), "shift": lambda p, x, dy: per(2 * dy * (x + p.shift))},
+    {"shift": ZEROS},
+)
+POSITIVE = (  # takes no negative width: log and square root
+    lambda p, x: x * np.sqrt(p.width) + np.log(p.width),
+    {
+        "x": lambda p, x, dy: dy * np.sqrt(p.width),
+        "width": lambda p, x, dy: per(dy * (x / 2 / np.sqrt(p.width) + 1 / p.width)),
+    },
+    {"width": ONES},
+)
+FORMULAS = (AFFINE, FROZEN, MIX, SHIFTED, SQUARED, TEMPERATURE, SWISH, PRELU, REZERO, PARABOLA, POSITIVE)
+
+
+def formula(layer, **wrong):
+    forward, gradients, start = layer
+    return lambda: Formula(forward, gradients | wrong, **start)
+
+
+def fresh_norm(frozen=False, **wrong):
+    """A new batch norm with gradients x, weight or bias by other formulas, on (C, M) matrices."""
+
+    def backward(self, dy):
+        cache = x, mean, s, weight = self.take_cache(dy)
+        right = dict(zip(("x", "weight", "bias"), RULES[self.training](dy, cache), strict=True))
+        n = SimpleNamespace(dy=sn.as_matrix(dy), x=sn.as_matrix(x), mean=mean, s=s, dx=sn.as_matrix(right["x"]))
+        n.weight, n.bias, n.eps, n.xhat = weight[:, None], self.bias.data[:, None], self.eps, (n.x - mean) * s
+        got = right | {name: rule(n) if name == "x" else rule(n).sum(axis=1) for name, rule in wrong.items()}
+        self.weight.grad += got["weight"]
+        self.bias.grad += got["bias"]
+        return sn.as_images(got["x"], dy) if "x" in wrong else got["x"]
+
+    return lambda: broken(sn.BatchNorm2d(4).eval() if frozen else sn.BatchNorm2d(4), backward)
+
+
+RULES = {True: batch_norm_backward, False: frozen_batch_norm_backward}
+
+
+def bias_decays(layer):
+    right = type(layer).backward
+
+    def backward(self, dy):
+        self.bias.grad += 0.1 * self.bias.data
+        return right(self, dy)
+
+    return broken(layer, backward)
+
+
+def linear_of_the_first_weight():
+    layer = sn.Linear(7, 5)
+    first = layer.weight.data.copy()
+
+    def backward(self, dy):
+        columns, _, has_bias = self.take_cache(dy)
+        dx, dweight, dbias = linear_backward(dy, (columns, first, has_bias))
+        self.weight.grad += dweight
+        self.bias.grad += dbias
+        return dx
+
+    return broken(layer, backward)
+
+
+def conv_of_the_first_weight():
+    layer = sn.Conv2d(4, 4, 3, padding=1, groups=4)
+    first = layer.weight.data.astype(float)
+    return broken(layer, conv_dx(lambda dy, maps, weight, *geometry: depthwise_backward(dy, maps, first, *geometry)[0]))
+
+
+def zero_linear():
+    layer = sn.Linear(7, 5)
+    layer.weight.data[...] = 0
+    return changed(layer, dx=times(0))
+
+
+HIDDEN = {
+    # name: (the module at its initial values, x, the array that is wrong)
+    "batch norm: weight forgotten in dx": (fresh_norm(x=lambda n: n.dx / n.weight), X, "x"),
+    "batch norm: weight twice in dx": (fresh_norm(x=lambda n: n.dx * n.weight), X, "x"),
+    "batch norm: all channels by the first one's weight": (
+        fresh_norm(x=lambda n: n.dx / n.weight * n.weight[0]), X, "x",
+    ),
+    "batch norm: dweight of y": (fresh_norm(weight=lambda n: n.dy * (n.weight * n.xhat + n.bias)), X, "weight"),
+    "batch norm: dweight of y without its bias": (fresh_norm(weight=lambda n: n.dy * n.weight * n.xhat), X, "weight"),
+    "batch norm: dweight of y / weight": (
+        fresh_norm(weight=lambda n: n.dy * (n.xhat + n.bias / n.weight)), X, "weight",
+    ),
+    "batch norm: dbias times weight": (fresh_norm(bias=lambda n: n.dy * n.weight), X, "bias"),
+    "batch norm eval: weight forgotten in dx": (fresh_norm(True, x=lambda n: n.dy * n.s), X, "x"),
+    "batch norm eval: a variance of 1 in dx": (
+        fresh_norm(True, x=lambda n: n.dy * n.weight / (1 + n.eps) ** 0.5), X, "x",
+    ),
+    "batch norm eval: mean forgotten in dweight": (fresh_norm(True, weight=lambda n: n.dy * n.x * n.s), X, "weight"),
+    "batch norm eval: a variance of 1 in dweight": (
+        fresh_norm(True, weight=lambda n: n.dy * (n.x - n.mean) / (1 + n.eps) ** 0.5), X, "weight",
+    ),
+    "batch norm eval: dbias times weight": (fresh_norm(True, bias=lambda n: n.dy * n.weight), X, "bias"),
+    "linear: the bias decays in backward": (lambda: bias_decays(sn.Linear(7, 5)), LINEAR_X, "bias"),
+    "linear: dx by the first weight": (linear_of_the_first_weight, LINEAR_X, "x"),
+    "linear: no dx of a weight of 0": (zero_linear, LINEAR_X, "x"),
+    "conv: the bias decays in backward": (lambda: bias_decays(sn.Conv2d(4, 3, 3)), X, "bias"),
+    "conv: dx by the first weight": (conv_of_the_first_weight, X, "x"),
+    "scale: gain forgotten": (formula(AFFINE, x=lambda p, x, dy: dy), X, "x"),
+    "scale: dgain of y": (formula(AFFINE, gain=lambda p, x, dy: per(dy * (p.gain * x + p.shift))), X, "gain"),
+    "scale: dshift times gain": (formula(AFFINE, shift=lambda p, x, dy: per(p.gain * dy)), X, "shift"),
+    "shifted scale: shift forgotten in dgain": (formula(SHIFTED, gain=lambda p, x, dy: per(dy * x)), X, "gain"),
+    "shifted scale: gain forgotten in dshift": (formula(SHIFTED, shift=lambda p, x, dy: per(dy)), X, "shift"),
+    "squared gain: 2 for 2·gain": (formula(SQUARED, gain=lambda p, x, dy: per(2 * dy * x)), X, "gain"),
+    "temperature: 1 for 1/t²": (formula(TEMPERATURE, t=lambda p, x, dy: -(dy * x).sum()), X, "t"),
+    "swish: β forgotten in dx": (
+        formula(SWISH, x=lambda p, x, dy: dy * (sigmoid(p.beta * x) + x * sigmoid(p.beta * x) * sigmoid(-p.beta * x))),
+        X, "x",
+    ),
+    "prelu: its first slope": (formula(PRELU, x=lambda p, x, dy: dy * np.where(x > 0, 1, 0.25)), X, "x"),
+    "rezero: the branch forgotten": (formula(REZERO, x=lambda p, x, dy: dy), X, "x"),
+    "parabola: shift forgotten": (formula(PARABOLA, shift=lambda p, x, dy: per(2 * dy * x)), X, "shift"),
+    "mixing matrix: forgotten": (formula(MIX, x=lambda p, x, dy: dy), X, "x"),
+    "mixing matrix: not transposed": (
+        formula(MIX, x=lambda p, x, dy: np.einsum("co,nohw->nchw", p.weight, dy)), X, "x",
+    ),
+    "positive width: forgotten in dx": (formula(POSITIVE, x=lambda p, x, dy: dy), X, "x"),
+    "frozen norm: variance forgotten": (formula(FROZEN, x=lambda p, x, dy: p.gain * dy), X, "x"),
+    "frozen norm: mean forgotten in dgain": (
+        formula(FROZEN, gain=lambda p, x, dy: per(dy * x) / p.running_var**0.5), X, "gain",
     ),
 }  # fmt: skip

@@ -5,6 +5,9 @@ import copy
 import functools
 import io
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from importlib import import_module
 
@@ -13,7 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sabotage import (
+    AFFINE,
+    FORMULAS,
+    HIDDEN,
     LINEAR_X,
+    ONES,
     RIGHT,
     SABOTAGED,
     X,
@@ -21,17 +28,27 @@ from sabotage import (
     broken,
     changed,
     conv,
+    deep,
     draw,
     dropout,
+    formula,
     net,
+    no_mask,
+    no_shortcut,
     norm,
     norm_is_never_frozen,
     one_element,
+    per,
     times,
+    wrong,
 )
 from strategies import geometries, normal, rngs
 
 import scratchnet as sn
+from models import MobileNetV2
+from models.mobilenetv2 import inverted_residual
+from scratchnet.gradcheck.point import move
+from scratchnet.gradcheck.probe import Probe
 from scratchnet.layers.linear import linear_backward, linear_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward
 
@@ -72,6 +89,23 @@ def test_every_layer_and_a_pair_is_sabotaged():
     assert "tuple" in layers and len(SABOTAGED) >= 20
 
 
+@EVERY_METHOD
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_backward_that_is_right_at_the_initial_values_only_is_rejected(name, method, monkeypatch):
+    """It passes where nothing is drawn: a gain of 1 or a bias of 0 hides it."""
+    make, x, where = HIDDEN[name]
+    with pytest.raises(sn.GradientMismatch, match=wrong(where)):
+        sn.gradcheck(make(), x, method=method)
+    monkeypatch.setattr(gradcheck_module, "move", lambda probe, rng: None)
+    sn.gradcheck(make(), x, method=method)
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("layer", FORMULAS)
+def test_the_right_formulas_of_these_pass(layer, method):
+    assert sn.gradcheck(formula(layer)(), X, method=method).worst <= METHODS[method]
+
+
 @given(rngs(), geometries(elements=40), st.sampled_from(["x", "weight", "bias"]), st.integers(0, 10**6))
 def test_one_wrong_element_anywhere_is_found_and_named(rng, g, where, k):
     """Of any array, at any index, by 1e-9 of the largest gradient; the message has its index."""
@@ -84,10 +118,10 @@ def test_one_wrong_element_anywhere_is_found_and_named(rng, g, where, k):
         gradient[index] += 1e-9 * max(np.abs(gradient).max(), 1.0)
         return gradient
 
-    wrong = changed(layer, dx=off) if where == "x" else changed(layer, **{where: off})
+    sabotaged = changed(layer, dx=off) if where == "x" else changed(layer, **{where: off})
     at = re.escape(str(tuple(map(int, index))))
     with pytest.raises(sn.GradientMismatch, match=rf"the gradient of {where} \(.*\) is wrong at {at}:"):
-        sn.gradcheck(wrong, normal(rng, g.x_shape), rng=rng)
+        sn.gradcheck(sabotaged, normal(rng, g.x_shape), rng=rng)
 
 
 # What the message says ------------------------------------------------------------------------------------------------
@@ -124,6 +158,224 @@ def test_hints():
     assert hint_of(changed(conv(4, 3, 3), dx=border_counts_twice)).endswith(
         f"{2 * 4 * 3} of {X.size} elements differ: is a term missing, or a border treated differently?"
     )
+    hidden = np.count_nonzero(X < 0)  # dy · dy·mask = (dy·mask)², yet a forgotten mask is no rounding
+    assert f"{hidden} of {X.size} elements differ" in hint_of(broken(sn.ReLU(), no_mask))
+
+
+BAD = {"gain": lambda p, x, dy: 2 * per(dy * x)}
+FIRST = r"The first wrong layer, from the last one back: "
+
+
+class Own(sn.Sequential):
+    """A chain with a forward of its own, which only it knows to walk."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+    def backward(self, dy):
+        return super().backward(2 * dy)
+
+
+def bad():
+    return formula(AFFINE, **BAD)()
+
+
+NAMED = {
+    "deep": (lambda: deep(changed(norm(), weight=times(2))), r"block\.1 \(BatchNorm2d\): the gradient of weight \(4,\)"),
+    "the last of two": (
+        lambda: sn.Sequential(bad(), sn.ReLU(), sn.Residual({"a": sn.Sequential(bad(), conv(4, 4, 1)), "b": sn.ReLU()})),
+        r"2\.a\.0 \(Formula\): the gradient of gain",
+    ),
+    "its dx": (
+        lambda: sn.Sequential(conv(4, 4, 1), changed(norm(), dx=times(3)), dropout()),
+        r"1 \(BatchNorm2d\): the gradient of x .* Every element is 3 times too large",
+    ),
+    "+= forgotten": (
+        lambda: sn.Sequential(sn.ReLU(), changed(conv(4, 4, 1), bias=lambda g: g + 1)),
+        r"1 \(Conv2d\): the gradient of bias",
+    ),
+    "a container": (
+        lambda: sn.Sequential(conv(4, 4, 1), broken(sn.Residual(norm(), sn.ReLU()), no_shortcut)),
+        r"1 \(Residual\): the gradient of x",
+    ),
+    "a forward of its own": (
+        lambda: sn.Sequential(Own(conv(4, 4, 1), bad()), sn.ReLU()), r"0 \(Own\): the gradient of 1\.gain",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["complex-step", "finite-difference"])
+@pytest.mark.parametrize("name", NAMED)
+def test_the_wrong_layer_of_a_network_is_named(name, method):
+    make, layer = NAMED[name]
+    with pytest.raises(sn.GradientMismatch, match=rf"^Sequential: the gradient of .+ {FIRST}{layer}"):
+        sn.gradcheck(make(), X, method=method, samples=20)
+
+
+def test_the_wrong_layer_of_mobilenets_blocks_is_named():
+    class Small(sn.Sequential):  # a chain's class without a forward of its own, as MobileNetV2 is
+        def __init__(self):
+            make = {"always_expand": True, "dtype": np.float32, "rng": np.random.default_rng(2)}
+            super().__init__(
+                {"stem": conv(4, 2, 1), "blocks": sn.Sequential(*(inverted_residual(2, 2, 2, 1, **make) for _ in "ab"))}
+            )
+
+    network = Small()
+    changed(network.blocks[0].conv[1][1], weight=times(2))
+    message = rf"^Small: .+ {FIRST}blocks\.0\.conv\.1\.1 \(BatchNorm2d\): the gradient of weight \("
+    with pytest.raises(sn.GradientMismatch, match=message):
+        sn.gradcheck(network, X, samples=9)
+
+
+@pytest.mark.parametrize("method", ["complex-step", "finite-difference"])
+def test_a_rectifier_on_its_kink_is_not_taken_for_the_wrong_layer(method):
+    """Behind a rectifier half of the numbers are 0, the next one's kink, which a difference straddles."""
+    net = sn.Sequential(bad(), sn.ReLU(), sn.ReLU6())
+    with pytest.raises(sn.GradientMismatch, match=rf"{FIRST}0 \(Formula\)"):
+        sn.gradcheck(net, X, method=method)
+
+
+def test_where_every_layer_is_right_the_container_is_to_blame():
+    message = r"^Residual: the gradient of x .* Each of its layers is right alone: is it how Residual joins them\?$"
+    with pytest.raises(sn.GradientMismatch, match=message):
+        sn.gradcheck(broken(sn.Residual(norm(), sn.ReLU()), no_shortcut), X)
+    assert "layer" not in hint_of(changed(norm(), dx=times(7)))
+
+
+@pytest.mark.parametrize(("hold", "message"), [
+    (lambda: [sn.ReLU(), sn.Linear(7, 7)], r"Net\.net\.layers is a list: its ReLU is not registered"),
+    (lambda: (1, sn.Linear(7, 7)), r"Net\.net\.layers is a tuple: its Linear is not registered"),
+    (lambda: {"a": [sn.Linear(7, 7)]}, r"Net\.net\.layers is a dict: its Linear is not registered"),
+    (lambda: [sn.Parameter(np.ones(7))], r"Net\.net\.layers is a list: its Parameter is not registered"),
+])  # fmt: skip
+def test_layers_in_a_plain_list_are_named(hold, message):
+    class Net(sn.Module):
+        def forward(self, x):
+            return self.net.forward(x)
+
+        def backward(self, dy):
+            return self.net.backward(dy)
+
+    net = Net()
+    net.net = sn.Sequential(sn.Linear(7, 5))
+    net.also = [net.net, net.net[0], 1, "text"]  # a second name for what is registered is none
+    sn.gradcheck(net, LINEAR_X)
+    net.net(LINEAR_X.astype(np.float32))  # the steps that a chain keeps are its own business
+    net.net.layers = hold()
+    with pytest.raises(ValueError, match=f"^{message}, put it in a Sequential or assign it as an attribute$"):
+        sn.gradcheck(net, LINEAR_X)
+
+
+# Where it checks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_every_number_is_drawn_and_a_deep_networks_activations_stay_in_range(mode):
+    """Without the draw some ReLU6 of the blog's network in eval mode see nothing above 1e-8; none may be at its bounds."""
+    seen = []
+
+    class Watching(sn.ReLU6):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    for variant in ("cifar", "blog"):
+        network = MobileNetV2(7, 0.25, variant, dtype=np.float64, rng=np.random.default_rng(3))
+        for _, part in network.named_modules():
+            if type(part) is sn.ReLU6:
+                part.__class__ = Watching
+        network.train() if mode == "train" else network.eval()
+        probe = Probe(network, normal(np.random.default_rng(4), (3, 3, 32, 24)))
+        move(probe, np.random.default_rng(5))
+        for name, value in (probe.module.state_dict() | {"": np.ones(())}).items():
+            before = dict(network.state_dict()).get(name)
+            assert before is None or "tracked" in name or not np.any(value == before), name
+            assert "running_var" not in name or (value > 0).all()
+        seen.clear()
+        probe.forward()
+        assert len(seen) > 30
+        assert all(0.1 < x.std() < 10 and (x > 0).mean() > 0.1 and (x < 6).mean() > 0.7 for x in seen)
+
+
+@pytest.mark.parametrize(("start", "forward"), [
+    (1.0, lambda p, x: x * np.log(p.w)),
+    (0.9, lambda p, x: x * np.sqrt(1 - p.w)),
+    (0.0, lambda p, x: x * np.arccosh(1 + p.w)),
+])  # fmt: skip
+def test_a_draw_that_a_layer_does_not_take_is_drawn_nearer(start, forward):
+    """Only positive, only below 1, only not negative: a y that is not finite is no place for a check."""
+    probe = Probe(formula((forward, {}, {"w": start * ONES}))(), X)
+    move(probe, np.random.default_rng(0))
+    assert np.isfinite(probe.forward()).all() and not np.any(probe.parameters()["w"] == start)
+
+
+def test_where_no_draw_is_taken_the_values_stay():
+    def forward(p, x):
+        if not (p.w == 1).all():
+            raise ValueError("only ones")
+        return p.w * x
+
+    layer = formula((forward, {"x": lambda p, x, dy: dy, "w": lambda p, x, dy: per(dy * x)}, {"w": ONES}))()
+    probe = Probe(layer, X)
+    move(probe, np.random.default_rng(0))
+    assert (probe.parameters()["w"] == 1).all() and np.array_equal(probe.forward(), X)
+
+
+def test_a_difference_that_meets_a_kink_is_taken_again_elsewhere():
+    """A rectifier behind drawn parameters: among so many numbers some draw puts one within the step of its kink."""
+    net = sn.Sequential(norm(), sn.ReLU(), norm(), sn.ReLU6())
+    assert all(sn.gradcheck(net, X, method="four-point", rng=np.random.default_rng(k)).worst <= 1e-9 for k in range(9))
+
+
+def test_every_forward_starts_from_the_same_buffers():
+    """A norm by the running average of the square, this batch included: a state that moved on would be another function."""
+
+    class Running(sn.Module):
+        buffers = ("square", "count")
+
+        def __init__(self):
+            self.square, self.count = np.ones(4), np.zeros((), int)
+
+        def forward(self, x):
+            old, self.count = self.square, self.count + 1
+            self.square = 0.9 * old + 0.1 * (x * x).mean(axis=(0, 2, 3))
+            y = x / self.square[:, None, None] ** 0.5
+            self.save_cache((x, self.square[:, None, None].copy()), y)
+            return y
+
+        def backward(self, dy):
+            x, square = self.take_cache(dy)
+            return dy / square**0.5 - 0.1 * x * per(dy * x) / square**1.5 / (x.size / 4)
+
+    layer = Running()
+    assert sn.gradcheck(layer, X).worst < 1e-12 and layer.count == 0 and (layer.square == 1).all()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize(("where", "call"), [("forward", 4), ("backward", 2)])
+def test_whatever_happens_the_module_stays_as_it_is(where, call, error):
+    calls = []
+
+    class Fails(sn.ReLU):
+        def forward(self, x):
+            return self.count("forward", super().forward(x))
+
+        def backward(self, dy):
+            return self.count("backward", super().backward(dy))
+
+        def count(self, name, result):
+            calls.append(name)
+            if calls.count(where) == call:  # past the draw, and in the middle of the check
+                raise error
+            return result
+
+    network = sn.Sequential(norm(), Fails())
+    arrays = [*network.state_dict().values(), *(p.grad for p in network.parameters())]
+    network[0].weight.grad[...] = 3
+    before = [value.tobytes() for value in arrays]
+    with pytest.raises(error):
+        sn.gradcheck(network, X)
+    assert calls.count(where) == call and [value.tobytes() for value in arrays] == before
 
 
 # What it reports ------------------------------------------------------------------------------------------------------
@@ -200,10 +452,10 @@ def test_the_generator_given_draws_the_upstream_gradient():
 
 
 def test_rtol_is_the_line():
-    wrong = functools.partial(changed, dx=times(1 + 1e-6))
-    assert sn.gradcheck(wrong(norm()), X, rtol=1e-4).rtol == 1e-4
+    off = functools.partial(changed, dx=times(1 + 1e-6))
+    assert sn.gradcheck(off(norm()), X, rtol=1e-4).rtol == 1e-4
     with pytest.raises(sn.GradientMismatch, match=r"allowed 1e-08"):
-        sn.gradcheck(wrong(norm()), X, rtol=1e-8)
+        sn.gradcheck(off(norm()), X, rtol=1e-8)
     with pytest.raises(sn.GradientMismatch, match=r"allowed 1e-18\)\. It is right but for rounding"):
         sn.gradcheck(norm(), X, rtol=1e-18)
 
@@ -346,6 +598,10 @@ WAYS = {
     "a real buffer": real_buffer,
     "a real out=": lambda x: np.multiply(x, np.sign(x), out=np.empty(x.shape)),
     "a cast": lambda x: np.sqrt(x * x).astype(np.float64),
+    "np.dot(out=)": lambda x: np.sqrt(np.dot((x * x).reshape(-1, 3), np.eye(3), out=np.empty((40, 3)))).reshape(
+        x.shape
+    ),
+    "its own check": lambda x: np.sqrt(x * x) if x.dtype == float else float("float64 only"),
     "float()": lambda x: np.array([abs(float(v)) for v in x.ravel()]).reshape(x.shape),
 }
 
@@ -359,11 +615,59 @@ def test_a_forward_that_takes_no_complex_numbers_is_sent_to_differences(way):
     assert sn.gradcheck(Real(WAYS[way]), X, method="four-point").worst <= 1e-9
 
 
-@pytest.mark.parametrize("way", [np.abs, lambda x: np.sqrt(x.real**2)])
-def test_a_forward_that_drops_the_imaginary_part_in_silence_is_sent_to_differences(way):
-    assert sn.gradcheck(Real(way), X, method="finite-difference").worst <= 1e-7
-    with pytest.raises(TypeError, match="^Real .*complex.*use method='finite-difference'$"):
-        sn.gradcheck(Real(way), X)
+SILENT = {
+    "np.abs": np.abs,
+    ".real": lambda x: np.sqrt(x.real**2),
+    "np.sign": lambda x: np.sign(x) * x,  # z²/|z| has a derivative, twice as large as that of |x|
+    "np.vdot": lambda x: np.sqrt(np.reshape([np.vdot(v, v) for v in x.ravel()], x.shape)),
+    "np.linalg.norm": lambda x: np.linalg.norm(x[..., None], axis=-1),
+    "np.var": lambda x: np.var([x, -x], axis=0) ** 0.5,
+    "a little of it": lambda x: np.sqrt(x * x) + 1e-4 * (np.abs(x) - np.sqrt(x * x)),
+}
+
+
+@pytest.mark.parametrize("samples", [None, 2])
+@pytest.mark.parametrize("way", SILENT)
+def test_a_forward_that_is_not_complex_differentiable_is_sent_to_differences(way, samples):
+    """A function that takes a complex number and gives a wrong one: in a network the layer is named."""
+    assert sn.gradcheck(Real(SILENT[way]), X, method="finite-difference").worst <= 1e-7
+    message = (
+        r"Real\)? cannot compute on complex numbers \(.*np\.abs, .* not complex-differentiable\): use method='finite"
+    )
+    for module, start in (
+        (Real(SILENT[way]), ""),
+        (sn.Sequential(conv(4, 4, 1), Real(SILENT[way])), r"Sequential: 1 \("),
+    ):
+        with pytest.raises(TypeError, match=f"^{start}{message}-difference'$"):
+            sn.gradcheck(module, X, samples=samples)
+
+
+def test_a_wrong_backward_of_such_a_forward_is_a_mismatch_that_a_difference_is_quoted_in():
+    wrong = changed(Real(np.abs), dx=times(2))
+    assert re.search(
+        r"A difference gives \S+, neither of the two: .*np\.abs.*method='finite-difference'", hint_of(wrong)
+    )
+    with pytest.raises(sn.GradientMismatch, match="Every element is 2 times too large"):
+        sn.gradcheck(wrong, X, method="finite-difference")
+
+
+def test_the_adjoint_test_asks_a_difference_too():
+    """One |x| among 120 numbers, which samples leave out."""
+
+    def one(x):
+        return np.where(np.arange(X.size).reshape(X.shape) == 7, np.abs(x), x)
+
+    class One(sn.Module):
+        def forward(self, x):
+            y = one(x)
+            self.save_cache(np.where(one(np.ones_like(x) * -1) > 0, np.sign(x), 1), y)
+            return y
+
+        def backward(self, dy):
+            return dy * self.take_cache(dy)
+
+    with pytest.raises(TypeError, match="a difference agrees with backward"):
+        sn.gradcheck(One(), X, samples=1)
 
 
 @EVERY_METHOD
@@ -490,3 +794,29 @@ def test_the_pair_of_batch_norm_by_a_wrapper():
 
     report = sn.gradcheck((forward, batch_norm_backward), (X, draw(4), draw(4)))
     assert [(row.name, row.shape) for row in report.rows[:3]] == [("x", X.shape), ("x1", (4,)), ("x2", (4,))]
+
+
+# python -m scratchnet.gradcheck ---------------------------------------------------------------------------------------
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "scratchnet.gradcheck", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_the_command_helps_and_refuses_what_it_does_not_know():
+    out, error = (helped := run("--help")).communicate(timeout=60)
+    assert helped.returncode == 0 and out.startswith("usage: python -m scratchnet.gradcheck") and not error
+    for arguments in (["--sample", "3"], ["conv"]):
+        out, error = (refused := run(*arguments)).communicate(timeout=60)
+        assert refused.returncode == 2 and not out
+        assert error == f"python -m scratchnet.gradcheck: takes nothing but --help, got {' '.join(arguments)}\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="pipes are closed in another way here")
+def test_a_reader_that_leaves_ends_the_command_without_a_word():
+    command = run()
+    assert command.stdout.readline().startswith("checked ")
+    command.stdout.close()
+    assert command.stderr.read() == "" and command.wait(timeout=60) == -signal.SIGPIPE
+    command.stderr.close()

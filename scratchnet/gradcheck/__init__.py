@@ -9,6 +9,8 @@ Adjoint test: backward is the transpose of the derivative J, so for any directio
     ⟨dy, J v⟩ = ⟨Jᵀ dy, v⟩                                                                (ADJOINT.1)
 One forward, with J v by a step in direction v, tests all inputs and parameters at once.
 
+All this happens at random parameters: with the gain of 1 that it starts with, the layer below would pass with `return dy`.
+
 A layer of your own needs nothing but `Module`; this one is whole:
 
     class Scale(sn.Module):
@@ -32,25 +34,30 @@ A gradient check proves that backward fits forward. It never proves forward: tha
 
 import numpy as np
 
+from scratchnet.gradcheck.network import first_wrong, inputs
+from scratchnet.gradcheck.point import move
 from scratchnet.gradcheck.probe import METHODS, Probe
-from scratchnet.gradcheck.report import GradcheckReport, GradientMismatch, Row, describe
+from scratchnet.gradcheck.report import GradcheckReport, GradientMismatch, NotComplex, Row, describe, not_complex
 
 DIRECTIONS = 8
 FLOOR = 1e-3  # an array whose gradients are all 0 but for rounding is judged by this fraction of the largest gradient
+DRAWS = 5  # a drawn network may have a kink within a difference's step: a mismatch must persist in as many draws
 
 
 def gradcheck(module, x, *, method="complex-step", rng=None, rtol=None, samples=None):
     """Check backward against the derivative of forward, at x, for x and every parameter, in the module's current mode.
 
-    The check works on a float64 copy: the module, its gradients and its generators stay as they are. Dropout is handled by
-    giving every forward the generator state of the first.
+    The check works on a float64 copy, at random parameters and buffers of the size of the module's own (`point.py`): the
+    module, its gradients and its generators stay as they are. Every forward starts from the same generator state and
+    buffers, so that dropout draws one mask.
 
     Args:
         module: a `Module`, or a pair of functions (forward, backward) with `forward(*x) -> (y, cache)` and
             `backward(dy, cache) -> dx`, one gradient for each array of x.
-        x: the input, at least a step away from kinks; for a pair a tuple where it takes several arrays.
+        x: the input, at least a step away from kinks; for a pair a tuple where it takes several arrays. It is taken as it
+            is, all arrays of a pair too: draw them, since zeros and ones hide what they multiply.
         method: "complex-step", "finite-difference" or "four-point".
-        rng: numpy.random.Generator of the upstream gradients and directions; default_rng(0) if None.
+        rng: numpy.random.Generator of the parameters, upstream gradients and directions; default_rng(0) if None.
         rtol: largest error allowed, relative to the largest gradient of the same array; 1e-12, 1e-7 and 1e-9 by method.
         samples: check only so many elements of each array, drawn at random; None checks all.
 
@@ -58,15 +65,55 @@ def gradcheck(module, x, *, method="complex-step", rng=None, rtol=None, samples=
         A report that prints as a table.
 
     Raises:
-        GradientMismatch: a gradient is wrong, x or dy was changed, or a gradient was assigned where it must be added.
+        GradientMismatch: a gradient is wrong, x or dy was changed, or a gradient was assigned where it must be added. Of a
+            network the layers are then checked one by one, from the last one back, and the first wrong one is named.
         TypeError: forward cannot compute on complex numbers, or loses their imaginary part; differences can check it.
-        ValueError: an unknown method.
+        ValueError: an unknown method; a layer in a plain list, which the module does not know as its own.
     """
     if method not in METHODS:
         raise ValueError(f"gradcheck: method must be one of {', '.join(METHODS)}, got {method!r}")
     rng = np.random.default_rng(0) if rng is None else rng
     rtol = METHODS[method][0] if rtol is None else rtol
-    probe = Probe(module, x)
+    for draw in range(1, DRAWS + 1):
+        probe = Probe(module, x)
+        if not isinstance(module, tuple):
+            move(probe, rng)
+        try:
+            return _check(probe, method, rng, rtol, samples)
+        except (GradientMismatch, NotComplex) as error:
+            if method == "complex-step" or draw == DRAWS:
+                raise type(error)(_blame(error, probe, method, rng, rtol, samples)) from error.__cause__
+
+
+def _blame(error, probe, method, *options):
+    """The error's message, and what there is to say of a network's layers."""
+
+    def check(layer, x, title):
+        """Complex steps first: a layer's x is often on a kink (0 behind a rectifier), which only differences straddle."""
+        for each in dict.fromkeys(("complex-step", method)):
+            try:
+                _check(Probe(layer, x, title), each, *options)
+            except GradientMismatch as error:
+                return error
+            except NotComplex as error:
+                if each == method:
+                    return error
+            else:
+                return None
+
+    if not inputs(probe.module, probe.x):
+        return str(error)
+    wrong = first_wrong(probe.module, probe.x, check)
+    if isinstance(error, NotComplex) and isinstance(wrong, NotComplex):
+        return f"{probe.title}: {wrong}"
+    if wrong:
+        return f"{error} The first wrong layer, from the last one back: {wrong}"
+    kink = "" if method == "complex-step" else ", or is a kink within the difference's step"
+    return f"{error} Each of its layers is right alone: is it how {probe.title} joins them{kink}?"
+
+
+def _check(probe, method, rng, rtol, samples):
+    """Compare every array, and make the adjoint test; returns the report."""
     dy = rng.standard_normal(probe.forward().shape)
     analytic = probe.gradients(dy)
 
@@ -89,25 +136,34 @@ def gradcheck(module, x, *, method="complex-step", rng=None, rtol=None, samples=
         worst = 0.0 if not error[bad] else error[bad] / scale if scale else np.inf
         rows.append(Row(name, analytic[name].shape, len(where), worst, where[bad]))
         if not error[bad] <= rtol * scale:
-            if method == "complex-step" and _agrees(probe, name, where[bad], dy, claimed[bad], numeric[name][bad]):
-                raise TypeError(
-                    f"{probe.title} cannot compute on complex numbers (its forward loses the imaginary part: abs? .real?), "
-                    "and a difference agrees with backward: use method='finite-difference'"
-                )
-            raise GradientMismatch(describe(probe.title, rows[-1], claimed, numeric[name], bad, rtol))
-    rows.append(_adjoint_test(probe, rng, method, rtol))
+            direction = {name: _unit(probe.arrays()[name], where[bad])}
+            doubt = _doubt(probe, direction, dy, method, claimed[bad], numeric[name][bad])
+            raise GradientMismatch(describe(probe.title, rows[-1], claimed, numeric[name], bad, rtol) + doubt)
+    rows.append(_adjoint_test(probe, method, rng, rtol))
     return GradcheckReport(probe.title, method, rtol, rows)
 
 
-def _agrees(probe, name, index, dy, claimed, numeric):
-    """Whether a central difference sides with backward against the complex step: then it is the step that went wrong."""
-    difference = probe.derivative({name: _unit(probe.arrays()[name], index)}, dy, "finite-difference")
-    return bool(
-        abs(difference - claimed) <= 1e-5 * abs(claimed - numeric) and abs(claimed - numeric) > 1e-3 * abs(claimed)
+def _doubt(probe, direction, dy, method, claimed, numeric):
+    """Ask a central difference who is right, backward or the complex step; returns what to add where it is neither.
+
+    Raises:
+        NotComplex: backward is right, so that the complex step went wrong.
+    """
+    gap = abs(claimed - numeric)
+    if method != "complex-step" or not 1e-6 * max(abs(claimed), abs(numeric)) < gap < np.inf:
+        return ""  # a difference is not as exact as that
+    difference = probe.derivative(direction, dy, "finite-difference")
+    if abs(difference - claimed) <= 1e-2 * gap:
+        raise not_complex(probe.title, "a difference agrees with backward, the complex step does not")
+    if abs(difference - numeric) <= 1e-2 * gap:
+        return ""
+    return (
+        f" A difference gives {difference:.15g}, neither of the two: if forward uses np.abs or another function that is "
+        "not complex-differentiable, use method='finite-difference'."
     )
 
 
-def _adjoint_test(probe, rng, method, rtol):  # (ADJOINT.1)
+def _adjoint_test(probe, method, rng, rtol):  # (ADJOINT.1)
     """⟨dy, J v⟩ = ⟨Jᵀ dy, v⟩ in several directions, each with a dy of its own."""
     worst = 0.0
     for _ in range(DIRECTIONS):
@@ -117,13 +173,15 @@ def _adjoint_test(probe, rng, method, rtol):  # (ADJOINT.1)
         dy = rng.standard_normal(probe.forward().shape)
         gradients = probe.gradients(dy)
         forwards = probe.derivative(direction, dy, method)  # ⟨dy, J v⟩
-        terms = np.array([(gradients[name] * v).sum() for name, v in direction.items()])  # ⟨Jᵀ dy, v⟩
+        backwards = sum((gradients[name] * v).sum() for name, v in direction.items())  # ⟨Jᵀ dy, v⟩
         size = sum((gradient * gradient).sum() for gradient in gradients.values()) ** 0.5
         size = max(size, probe.noise(dy, method) / rtol)
-        error = abs(terms.sum() - forwards) / size if size else abs(forwards)
+        error = abs(backwards - forwards) / size if size else abs(forwards)
         if not error <= rtol:
+            doubt = _doubt(probe, direction, dy, method, backwards, forwards)
             raise GradientMismatch(
-                f"{probe.title}: adjoint test failed: ⟨dy, J v⟩ = {forwards:.15g} but ⟨Jᵀ dy, v⟩ = {terms.sum():.15g}"
+                f"{probe.title}: adjoint test failed: "
+                f"⟨dy, J v⟩ = {forwards:.15g} but ⟨Jᵀ dy, v⟩ = {backwards:.15g}{doubt}"
             )
         worst = max(worst, error)
     return Row("adjoint test", (), DIRECTIONS, worst, ())

@@ -4,6 +4,8 @@ Exit code 1 when a gradient is wrong. The network is taken from `models/`, so ru
 left out, and the table says so.
 """
 
+import argparse
+import signal
 import sys
 import time
 
@@ -55,8 +57,12 @@ def catalogue(rng):
         yield f"MobileNetV2 {variant}", network, picture, True, {"rtol": NETWORK_RTOL, "samples": NETWORK_SAMPLES}
 
 
-def main():
+def main(arguments=()):
     """Print a line for each check as it is done; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m scratchnet.gradcheck", description=__doc__)
+    if unknown := parser.parse_known_args(arguments)[1]:
+        print(f"{parser.prog}: takes nothing but --help, got {' '.join(unknown)}", file=sys.stderr)
+        return 2
     rng = np.random.default_rng(0)
     started, wrong, checks, elements, worst = time.perf_counter(), 0, 0, 0, 0.0
     print(f"{'checked':<22} {'mode':<6} {'arrays':>6} {'elements':>9} {'worst error':>12} {'allowed':>8}  worst in")
@@ -84,4 +90,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a pipe gets each line when it is done
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that leaves, as `head` does, ends it without a word
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,8 @@ import warnings
 
 import numpy as np
 
-from scratchnet.gradcheck.report import GradientMismatch
+from scratchnet.gradcheck.network import require_registered
+from scratchnet.gradcheck.report import GradientMismatch, not_complex
 from scratchnet.module import Module, Parameter
 
 # method: (default rtol, step as a fraction of the values' size, [(multiple of the step, weight)])
@@ -31,32 +32,45 @@ METHODS: dict[str, tuple] = {
 class Probe:
     """A float64 copy of a module at one input, that can be moved a step in any direction."""
 
-    def __init__(self, module, x):
+    def __init__(self, module, x, title=None):
         if isinstance(module, tuple):
             module, x = _Pair(module[0], module[1], x), x[0] if isinstance(x, tuple) else x
-        self.title = module.name
+        self.title = title or module.name
         self.module = copy.deepcopy(module).astype(np.float64)
+        require_registered(self.module)
         for _, part in self.module.named_modules():
             part.saves = True  # in eval mode too: eval(save=True)
         self.x = np.array(x, np.float64)
-        self.generators = [
-            v for _, m in self.module.named_modules() for v in vars(m).values() if hasattr(v, "bit_generator")
-        ]
-        self.states = [generator.bit_generator.state for generator in self.generators]
+        self.states = [generator.bit_generator.state for generator in _generators(self.module)]
+        self.buffers = {
+            (path, name): np.array(getattr(part, name))
+            for path, part in self.module.named_modules()
+            for name in part.buffers
+        }
         self.complex: Module | None = None
+
+    def parameters(self):
+        """Name -> value of every parameter."""
+        return {name: parameter.data for name, parameter in self.module.named_parameters()}
 
     def arrays(self):
         """Name -> value of everything that has a gradient."""
-        return {"x": self.x} | {name: parameter.data for name, parameter in self.module.named_parameters()}
+        return {"x": self.x} | self.parameters()
 
     def forward(self):
-        """Y at this point; dropout draws the same masks every time."""
+        """Y at this point: what a forward changes, generators and buffers, is put back before each."""
         return self._forward(self.module, self.x)
 
     def _forward(self, module, x):
-        own = [v for _, m in module.named_modules() for v in vars(m).values() if hasattr(v, "bit_generator")]
-        for generator, state in zip(own, self.states, strict=True):
+        for generator, state in zip(_generators(module), self.states, strict=True):
             generator.bit_generator.state = state
+        for path, part in module.named_modules():
+            for name in part.buffers:
+                value = getattr(part, name)
+                if isinstance(value, np.ndarray):
+                    value[...] = self.buffers[path, name]
+                else:  # a forward that counts by `self.count = self.count + 1` makes a number of an array
+                    setattr(part, name, self.buffers[path, name].copy())
         return module.forward(x)
 
     def gradients(self, dy):
@@ -115,16 +129,20 @@ class Probe:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", np.exceptions.ComplexWarning)
                 y = self._forward(module, x)
-        except (TypeError, np.exceptions.ComplexWarning) as error:
-            if imaginary:
-                raise TypeError(
-                    f"{self.title} cannot compute on complex numbers ({error}): use method='finite-difference'"
-                ) from error
+        except Exception as error:
+            if imaginary:  # the same forward took real numbers
+                raise not_complex(self.title, error) from error
             raise
         finally:
             for name, value in kept.items():
                 parameters[name].data[...] = value
         return y.imag if imaginary else y
+
+
+def _generators(module):
+    return [
+        value for _, part in module.named_modules() for value in vars(part).values() if hasattr(value, "bit_generator")
+    ]
 
 
 class _Pair(Module):

@@ -9,6 +9,16 @@ class GradientMismatch(AssertionError):
     """Backward and the numeric derivative disagree: the message says where, by how much, and what it looks like."""
 
 
+class NotComplex(TypeError):
+    """Forward cannot compute on complex numbers, so that the complex step says nothing."""
+
+
+def not_complex(title, why):
+    """The error that sends to differences."""
+    what = "np.abs, np.sign, np.maximum, np.var, np.vdot, .real and casts are not complex-differentiable"
+    return NotComplex(f"{title} cannot compute on complex numbers ({why}; {what}): use method='finite-difference'")
+
+
 class Row(NamedTuple):
     """One array's outcome: its worst relative error, and where."""
 
@@ -62,7 +72,7 @@ def _hint(claimed, numeric):
     if np.allclose(claimed, -numeric, rtol=1e-6, atol=0):
         return "Only the sign is wrong."
     ratio = (claimed * numeric).sum() / (numeric * numeric).sum() if numeric.any() else np.nan
-    if abs(ratio - 1) < 1e-6:
+    if np.allclose(claimed, numeric, rtol=0, atol=1e-6 * np.abs(numeric).max()):
         return "It is right but for rounding: is rtol below what this depth allows?"
     if np.allclose(claimed, ratio * numeric, rtol=1e-6, atol=1e-9 * np.abs(claimed).max()):
         return f"Every element is {ratio:.6g} times too large: mean or sum? counted twice?"
