@@ -80,7 +80,7 @@ def test_words_are_loaded_where_every_row_begins_at_one(m, offset, dtype, count)
 
 
 def test_a_number_gets_the_width_of_the_parameter():
-    parameters = {p.name: p for p in cuda_launch.declared()["combine_moments"].parameters}
+    parameters = {p.name: p for p in cuda_launch.declared()["combine_moments"].arguments}
     for name, dtype, kind in (
         ("eps", "float32", np.float32),
         ("eps", "float64", np.float64),
