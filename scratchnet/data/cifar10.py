@@ -120,7 +120,10 @@ def find_or_download(
     Raises:
         DataError: it is not in the cache and cannot be downloaded; the message says why.
     """
-    folder = Path(cache_dir or _default_cache()).expanduser()
+    try:
+        folder = Path(cache_dir or _default_cache()).expanduser()
+    except RuntimeError as error:  # no HOME, and no entry for the user, as in a container's --user
+        raise DataError("there is no home folder to keep it in; set SCRATCHNET_CACHE to a folder") from error
     place = locate(folder)
     if place is None:
         place = folder / ARCHIVE
