@@ -168,7 +168,7 @@ def load_data(args, console, stand_in=True):
             return *cifar10.load_cifar10(place), f"from {place}"
         except cifar10.DataError as error:
             if not stand_in:
-                raise
+                raise cifar10.DataError(f"{error}; give CIFAR-10's folder or archive with --data") from error
             console.say(
                 f"!!! NO CIFAR-10: {error}. TRAINING ON DRAWN SHAPES INSTEAD: ten classes of generated pictures, whose "
                 "accuracy says nothing about CIFAR-10. Give its folder or archive with --data for the real thing."
