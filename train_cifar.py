@@ -121,13 +121,14 @@ def predict(args, device, console):
     model, header = load_model(path, args, device)
     classes = cifar10.CLASSES if header["config"]["data"]["name"] != shapes.NAME else shapes.CLASSES
     model.eval()
-    code = 0
+    failures = []
     for name in pictures:
         try:
             images = read_pictures([name])
         except PictureError as error:
-            console.error(f"train_cifar.py: error: {error}")
-            code = 2
+            if str(error) not in failures:  # without Pillow it is the same for all
+                console.error(f"train_cifar.py: error: {error}")
+            failures.append(str(error))
             continue
         data = cifar10.Dataset(images, np.zeros(1, np.int64), classes, "pictures")
         ((x, _),) = make_batches(args, data, shuffle=False, batch_size=1).epoch(0)
@@ -136,7 +137,7 @@ def predict(args, device, console):
         share /= share.sum()
         best = np.argsort(-share, kind="stable")[:3]
         console.say(f"{name}: " + ", ".join(f"{classes[k]} {100 * share[k]:.1f} %" for k in best))
-    return code
+    return 2 if failures else 0
 
 
 def load_model(path, args, device):

@@ -21,7 +21,7 @@ def read_pictures(paths: Iterable[str | Path], size: int = 32) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise PictureError('reading pictures needs Pillow: pip install pillow') from None
+        raise PictureError("reading pictures needs Pillow: pip install pillow") from None
     found = []
     for path in paths:
         try:
