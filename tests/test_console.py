@@ -51,16 +51,20 @@ def test_a_log_says_now_and_then_that_the_run_lives_and_once_how_long_it_takes(m
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     says = console.Console()
     says.expect(1000)
-    with says.bar(100, 3, "epoch 1/10") as bar:
-        for _ in range(97):
-            now[0] += 4
-            bar.set_postfix_str("loss 1.5", refresh=False)
-            bar.update()
-    assert bar.n == 100
-    first, *lines = capsys.readouterr().out.splitlines()
-    assert first == "epoch 1/10: 10 of 100 batches, loss 1.5", "after 28 s"
-    assert lines[0] == "time      about 67 min of training, 4 s a step"
-    assert len(lines) - 1 == (97 - 10) // 7 and all(line.endswith("of 100 batches, loss 1.5") for line in lines[1:])
+    for title, seconds, training in (("epoch 1/10", 1, True), ("validation", 9, False), ("epoch 2/10", 5, True)):
+        with says.bar(10, 2, title, training) as bar:
+            for _ in range(8):
+                now[0] += seconds
+                bar.set_postfix_str("loss 1.5", refresh=False)
+                bar.update()
+        assert bar.n == 10
+    assert capsys.readouterr().out.splitlines() == [
+        "validation: 4 of 10 batches, loss 1.5",  # after 26 s
+        "validation: 7 of 10 batches, loss 1.5",
+        "validation: 10 of 10 batches, loss 1.5",
+        "time      about 30 min of training, 1.8 s a step",  # 8 steps of 1 s, 2 of 5 s
+        "epoch 2/10: 9 of 10 batches, loss 1.5",
+    ]
 
 
 def test_evaluations_are_followed_too(monkeypatch, capsys):

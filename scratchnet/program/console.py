@@ -31,6 +31,7 @@ class Console:
         self._log: Path | None = None
         self._said = time.monotonic()
         self._steps = 0  # that a run has before it, as long as nobody has said how long they take
+        self._measured = [0, 0.0]  # steps of training since then, and their seconds
         self.interactive = sys.stderr.isatty()
         self._seen = self.interactive and sys.stdout.isatty()
 
@@ -60,32 +61,32 @@ class Console:
             self._write(text)
 
     def expect(self, steps):
-        """So many steps of training lie before the run: its first bar says how long they will take."""
+        """So many steps of training lie before the run: after the first ones a line says how long they will take."""
         self._steps = steps
 
-    def bar(self, total, done, title):
+    def bar(self, total, done, title, training=True):
         """A tqdm bar of `total` batches of which `done` are done; lines where nobody would see it."""
-        return _Bar(self, total, done, title)
+        return _Bar(self, total, done, title, training)
 
     def follow(self, batches, title):
         """What `evaluate` takes in place of `batches`, with a bar."""
 
         def epoch(k):
-            with self.bar(len(batches), 0, title) as bar:
+            with self.bar(len(batches), 0, title, training=False) as bar:
                 for batch in batches.epoch(k):
                     yield batch
                     bar.update()
 
         return SimpleNamespace(epoch=epoch)
 
-    def _progress(self, bar, seconds):
-        """Called after every step of a bar; `seconds` is how long the bar has been there."""
-        done = bar.n - bar.initial
-        if self._steps and done >= STEPS and seconds >= SECONDS:
-            self.say(
-                f"time      about {_duration(self._steps * seconds / done)} of training, {seconds / done:.2g} s a step"
-            )
-            self._steps = 0
+    def _progress(self, bar, steps, seconds):
+        """Called when a bar went on by `steps`, which took `seconds`."""
+        if bar.training and self._steps:
+            self._measured = [self._measured[0] + steps, self._measured[1] + seconds]
+        if self._measured[0] >= STEPS and self._measured[1] >= SECONDS:
+            each = self._measured[1] / self._measured[0]
+            self.say(f"time      about {_duration(self._steps * each)} of training, {each:.2g} s a step")
+            self._steps, self._measured = 0, [0, 0.0]
         elif not self._seen and time.monotonic() - self._said >= ALIVE:
             self.say(f"{bar.title}: {bar.n} of {bar.total} batches" + (f", {bar.postfix}" if bar.postfix else ""))
 
@@ -118,20 +119,26 @@ def outlive_terminal():
 class _Bar(tqdm):
     """A bar that leaves out, from the end, what its line has no room for."""
 
-    def __init__(self, console, total, done, title):
-        self.console, self.title, self.started, self.postfix = console, title, time.monotonic(), None
+    def __init__(self, console, total, done, title, training):
+        self.console, self.title, self.training, self.postfix, self.moved = (
+            console,
+            title,
+            training,
+            None,
+            time.monotonic(),
+        )
         super().__init__(
             total=total, initial=done, desc=title, leave=False, ncols=80, nrows=20, file=_Deaf(sys.stderr),
             disable=not console.interactive,
             bar_format=FORMAT,
         )  # fmt: skip
-        self.initial = done
 
     def update(self, n=1):
         super().update(n)
         if self.disable:
             self.n += n
-        self.console._progress(self, time.monotonic() - self.started)
+        before, self.moved = self.moved, time.monotonic()
+        self.console._progress(self, n, self.moved - before)
 
     @property
     def format_dict(self):
