@@ -19,7 +19,7 @@ from scratchnet.data.shapes import draw_shapes
 from scratchnet.program.console import Console, outlive_terminal
 from scratchnet.program.flags import flags_of, parse
 from scratchnet.program.folder import FolderError, RunFolder
-from scratchnet.program.memory import bytes_per_picture, make_fitting, out_of_memory, room
+from scratchnet.program.memory import bytes_per_picture, make_fitting, out_of_memory, room, too_large
 from scratchnet.program.parser import UsageError
 from scratchnet.program.report import say_header, say_result, write_result
 from scratchnet.program.resume import resume
@@ -148,11 +148,18 @@ def load_model(path, args, device):
         vars(args).update(flags_of(header))
     except UsageError as error:
         raise CheckpointError(f"{path} is a checkpoint of something else: its header has no good {error}") from None
+
+    def make(width):
+        return make_model(args, np.random.default_rng(0), width)
+
     try:
-        model = make_fitting(lambda width: make_model(args, np.random.default_rng(0), width), args.width, weights)
-        model.to(device).load_state_dict(weights)
+        model = make_fitting(make, args.width, weights).to(device)
+        model.load_state_dict(weights)
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
+    batch_size = 1 if args.predict else args.batch_size
+    if device == "cpu" and (why := too_large(make, args.width, args.image_size, batch_size, room(), testing=True)):
+        raise CheckpointError(f"{path}: {why}")
     return model, header
 
 

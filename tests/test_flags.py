@@ -26,7 +26,7 @@ BAD = {
     "decay inf": (["--weight-decay", "inf"], r"--weight-decay must be in \[0, 1e6\], got inf"),
     "width 0": (["--width", "0"], r"--width must be in \(0, 100\], got 0"),
     "width inf": (["--width", "inf"], r"--width must be in \(0, 100\], got inf"),
-    "width 50": (["--width", "100"], r"takes about [\d,]+ GiB, and [\d,]+ [GM]iB are free: about --width [\d.]+ fits"),
+    "width 100": (["--width", "100"], r"takes about [\d,]+ GiB, and [\d,]+ [GM]iB are free: about --width [\d.]+ fits"),
     "large pictures": (["--image-size", "20000"], r"--image-size 20000 and .* are free: about --image-size \d+ fits"),
     "many pictures": (["--image-size", "512", "--batch-size", "100"], r"are free: about --batch-size \d+ fits"),
     "one picture": (["--variant", "imagenet", "--batch-size", "1"], "--batch-size 1 with --image-size 32 is too little: "),

@@ -95,6 +95,7 @@ BAD = {
     "a word": ({"width": "wide"}, "no good --width must be a number, got 'wide'"),
     "a list": ({"variant": ["cifar"]}, "no good --variant: invalid choice"),
     "no size": ({"image_size": -1}, "no good --image-size must be at least 1"),
+    "large pictures": ({"image_size": 100_000}, r"--image-size 100000 and .* takes about [\d,]+ GiB"),
     "data without a name": ({"data": {}}, "no good 'name'"),
     "data that is a list": ({"data": []}, "is a checkpoint of something else: its header has no good configuration"),
     "no title": ({"title": None}, "no good 'title'"),

@@ -44,7 +44,7 @@ BESIDE = {
     "eval": ("data", "sample", "batch_size", "device", "precision", "threads", "flip_test"),
     "predict": ("device", "precision", "threads"),
 }
-# A flag, and the choice beside which it would do nothing.
+# A flag, another one, and the choices of that beside which the first would do nothing.
 IDLE = (
     ("crop_padding", "augment", ("none",)),
     ("momentum", "optimizer", ("adam", "adamw")),
@@ -165,7 +165,7 @@ def parse(arguments, description):
     if args.predict and len(args.predict) < 2:
         raise UsageError("--predict needs a checkpoint and at least one picture: --predict runs/cifar/best.npz cat.png")
     args.resume = args.resume or args.resume_with_changes
-    here, out = (Path(os.path.realpath(path)) for path in (".", args.out))
+    here, out = (Path(os.path.realpath(place)) for place in (".", args.out))
     if not (args.resume or args.eval or args.predict) and out in (here, *here.parents):
         raise UsageError(f"--out {args.out}: no later run could move it aside, as you are in it: name another folder")
     return args

@@ -26,7 +26,9 @@ def bytes_per_picture(model, shape: tuple[int, int, int]) -> float:
     return SHARE * 4 * sum(math.prod(step.shape_out) for step in trace(model, shape))
 
 
-def too_large(make_model, width: float, image_size: int, batch_size: int, free: float | None) -> str | None:
+def too_large(
+    make_model, width: float, image_size: int, batch_size: int, free: float | None, testing=False
+) -> str | None:
     """One line that says what a run would need and what would fit, where it needs more than `free` bytes; else None.
 
     Nothing of the size in question is made for that: activations grow with the width and the picture's area,
@@ -36,10 +38,17 @@ def too_large(make_model, width: float, image_size: int, batch_size: int, free: 
         make_model: width -> network.
         width, image_size, batch_size: of the run.
         free: `room`.
+        testing: whether nothing is trained, so that no more than one layer's input and output are there at a time.
     """
     small, side = min(width, PROBE[0]), min(image_size, PROBE[1])
     model = make_model(small)
-    picture = bytes_per_picture(model, (3, side, side)) * (width / small) * (image_size / side) ** 2
+    if testing:
+        picture = 4.0 * max(
+            math.prod(step.shape_in) + math.prod(step.shape_out) for step in trace(model, (3, side, side))
+        )
+    else:
+        picture = bytes_per_picture(model, (3, side, side))
+    picture *= (width / small) * (image_size / side) ** 2
     parameters = COPIES * 4 * sum(p.data.size for p in model.parameters()) * (width / small) ** 2
     needs = parameters + batch_size * picture
     if free is None or needs <= free:
@@ -52,7 +61,7 @@ def too_large(make_model, width: float, image_size: int, batch_size: int, free: 
     else:
         fits = f"--image-size {_below(image_size * math.sqrt((usable - parameters) / (batch_size * picture)), 1):.0f}"
     what = f"--width {width:g}, --image-size {image_size} and --batch-size {batch_size}"
-    return f"a step with {what} takes about {_size(needs)}, and {_size(free)} are free: about {fits} fits"
+    return f"a batch with {what} takes about {_size(needs)}, and {_size(free)} are free: about {fits} fits"
 
 
 def make_fitting(make_model, width: float, weights: dict):
