@@ -15,24 +15,21 @@ from models import MobileNetV2
 from scratchnet.data import cifar10, shapes
 from scratchnet.data.pictures import PictureError, read_pictures
 from scratchnet.data.shapes import draw_shapes
-from scratchnet.device import bfloat16_dtype, resolve_device, use_tf32
-from scratchnet.program.console import Console
-from scratchnet.program.flags import UsageError, parse
+from scratchnet.device import resolve_device
+from scratchnet.program.console import Console, outlive_terminal
+from scratchnet.program.flags import flags_of, parse
 from scratchnet.program.folder import FolderError, RunFolder
-from scratchnet.program.memory import bytes_per_picture, out_of_memory, room
-from scratchnet.program.report import say_header, say_result
+from scratchnet.program.memory import bytes_per_picture, make_fitting, out_of_memory, room, too_large
+from scratchnet.program.parser import UsageError
+from scratchnet.program.report import say_header, say_result, write_result
 from scratchnet.program.resume import resume
-from scratchnet.program.setup import make_augmentation, make_batches, make_config, make_optimizer, make_schedule
-from scratchnet.trace import trace
-from scratchnet.training.average import WeightAverage
-from scratchnet.training.batches import split
+from scratchnet.program.setup import make_batches, make_parts, set_precision, set_threads
 from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer
 
-VALIDATION = 0.1  # of the training pictures
 
-
+@outlive_terminal()
 def main(arguments=None):
     """Run the command; returns the exit code."""
     console = Console()
@@ -40,18 +37,18 @@ def main(arguments=None):
         args = parse(arguments, __doc__)
         device = resolve_device(args.device)
         set_precision(args.precision, device)
-        if args.threads:
-            sn.set_num_threads(args.threads)
+        set_threads(args.threads)
         if args.eval:
             return test_checkpoint(args, device, console)
         if args.predict:
             return predict(args, device, console)
         data, test, source = load_data(args, console)
-        with RunFolder(args.out, keep=args.resume) as folder:
+        parts = make_parts(args, data, device, make_model)
+        with RunFolder(args.out, keep=args.resume) as folder:  # only now, as nothing is wrong with the command
             console.log_to(folder.path / "log.txt")
             if folder.moved:
                 console.say(f"the earlier run in {args.out} was moved to {folder.moved}")
-            return train(args, data, test, source, device, console)
+            return train(args, parts, data, test, source, console)
     except (UsageError, cifar10.DataError, CheckpointError, FolderError, PictureError, sn.DeviceError) as error:
         console.error(f"train_cifar.py: error: {error}")
         return 2
@@ -62,7 +59,7 @@ def main(arguments=None):
         console.error(f"train_cifar.py: error: {str(error) or 'out of memory'}")
         return 1
     except OSError as error:
-        console.error(f"train_cifar.py: error: cannot use {error.filename}: {error.strerror}")
+        console.error(f"train_cifar.py: error: cannot use {error.filename or 'a file'}: {error.strerror or error}")
         return 1
     except Interrupted as error:
         console.say(f"{error}; the same command with --resume goes on from here")
@@ -72,23 +69,14 @@ def main(arguments=None):
         return 130
 
 
-def set_precision(precision, device):
-    """How exact matrix products and activations are; on a CPU they always are float32."""
-    if device == "cuda":
-        use_tf32(precision == "tf32")
-        if precision == "bf16":
-            bfloat16_dtype()
-    elif precision != "float32":
-        raise UsageError(f"--precision {precision} needs a GPU: use --device cuda, or --precision float32")
-
-
-def train(args, data, test, source, device, console):
+def train(args, parts, data, test, source, console):
     """Train, then test the best checkpoint, once."""
-    trainer = make_trainer(args, data, device, console)
+    trainer = Trainer(**parts, out=args.out, console=console)
     if args.resume:
         resume(trainer, args, console)
     (args.out / "config.json").write_text(json.dumps(trainer.config, indent=1) + "\n")
     say_header(trainer, args, data, test, source)
+    console.expect(args.epochs * len(trainer.train) - trainer.steps_done)
     before = room()
     try:
         trainer.run()
@@ -97,17 +85,8 @@ def train(args, data, test, source, device, console):
         raise MemoryError(out_of_memory(error, args.batch_size, needs, before)) from None
     arrays, header = load(args.out / BEST)
     trainer.model.load_state_dict(weights_of(arrays))
-    result = evaluate_test(trainer.model, args, test, device)
-    report = {
-        "data": trainer.config["data"],
-        "best_epoch": header["epoch"],
-        "best_sha256": header["checkpoint"]["sha256"],
-        "flip_test": args.flip_test,
-        "test_loss": result.loss,
-        "test_accuracy": result.accuracy,
-        "class_accuracy": dict(zip(test.classes, result.class_accuracy.tolist(), strict=True)),
-    }
-    (args.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
+    result = evaluate_test(trainer.model, args, test, trainer.device, console)
+    write_result(args, test, result, header, trainer.config)
     console.say(
         f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, the best by validation"
     )
@@ -119,12 +98,19 @@ def test_checkpoint(args, device, console):
     """Test a checkpoint on the pictures that it was made for."""
     model, header = load_model(args.eval, args, device)
     config = header["config"]
-    args.sample = args.sample or (not args.data and config["data"]["name"] == "drawn shapes")
-    _, test, source = load_data(args, console)
+    name = config["data"]["name"]
+    args.sample = args.sample or (not args.data and name == shapes.NAME)
+    trained, test, source = load_data(args, console, stand_in=False)
+    if test.name != name:
+        raise UsageError(
+            f"{args.eval} was trained on {name}, and these pictures are {test.name}: it can be tested on {name} only"
+        )
     console.say(f"checkpoint  {args.eval}: {config['title']}, epoch {header['epoch']}")
     console.say(f"            {'averaged weights' if config.get('ema') else 'weights as they were'}")
     console.say(f"data        {len(test.labels):,} test pictures of {test.name}, {source}")
-    result = evaluate_test(model, args, test, device)
+    if cifar10.fingerprint(trained) != config["data"]["sha256"]:
+        console.say(f"            trained on other pictures that are named {name} too")
+    result = evaluate_test(model, args, test, device, console)
     say_result(console, args, test, result, args.eval.with_suffix(".confusion.png"), config["title"])
     return 0
 
@@ -133,43 +119,55 @@ def predict(args, device, console):
     """Say what each picture shows: the three likeliest classes."""
     path, *pictures = args.predict
     model, header = load_model(path, args, device)
-    classes = cifar10.CLASSES if header["config"]["data"]["name"] != "drawn shapes" else shapes.CLASSES
-    images = read_pictures(pictures)
-    data = cifar10.Dataset(images, np.zeros(len(images), np.int64), classes, "pictures")
+    classes = cifar10.CLASSES if header["config"]["data"]["name"] != shapes.NAME else shapes.CLASSES
     model.eval()
-    for (x, _), name in zip(make_batches(args, data, shuffle=False, batch_size=1).epoch(0), pictures, strict=True):
+    failures = []
+    for name in pictures:
+        try:
+            images = read_pictures([name])
+        except PictureError as error:
+            if str(error) not in failures:  # without Pillow it is the same for all
+                console.error(f"train_cifar.py: error: {error}")
+            failures.append(str(error))
+            continue
+        data = cifar10.Dataset(images, np.zeros(1, np.int64), classes, "pictures")
+        ((x, _),) = make_batches(args, data, shuffle=False, batch_size=1).epoch(0)
         logits = sn.to_device(model(sn.to_device(x, device)), "cpu")[0].astype(np.float64)
         share = np.exp(logits - logits.max())
         share /= share.sum()
         best = np.argsort(-share, kind="stable")[:3]
         console.say(f"{name}: " + ", ".join(f"{classes[k]} {100 * share[k]:.1f} %" for k in best))
-    return 0
+    return 2 if failures else 0
 
 
 def load_model(path, args, device):
     """(network, header) of a checkpoint; the flags that say what it was fed with are set to its own."""
     arrays, header = load(path)
+    weights = weights_of(arrays)
     try:
-        for key in ("variant", "width", "dropout", "image_size", "normalise", "seed"):
-            setattr(args, key, header["config"][key])
-        _ = header["epoch"], header["config"]["title"], header["config"]["data"]["name"]
-    except KeyError as error:
-        raise CheckpointError(f"{path} is a checkpoint of something else: its header has no {error}") from None
-    model = make_model(args, np.random.default_rng(0)).to(device)
+        vars(args).update(flags_of(header))
+    except UsageError as error:
+        raise CheckpointError(f"{path} is a checkpoint of something else: its header has no good {error}") from None
+
+    def make(width):
+        return make_model(args, np.random.default_rng(0), width)
+
     try:
-        model.load_state_dict(weights_of(arrays))
+        model = make_fitting(make, args.width, weights).to(device)
+        model.load_state_dict(weights)
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
+    batch_size = 1 if args.predict else args.batch_size
+    if device == "cpu" and (why := too_large(make, args.width, args.image_size, batch_size, room(), testing=True)):
+        raise CheckpointError(f"{path}: {why}")
     return model, header
 
 
 # What a command asks for, made -------------------------------------------------------------------------------------------
 
 
-def load_data(args, console):
-    """(train, test, where they come from): --data, then the cache, then the download, then the drawn sample."""
-    if args.data and args.sample:
-        raise UsageError("--data and --sample exclude each other: choose the pictures in a folder or the drawn ones")
+def load_data(args, console, stand_in=True):
+    """(train, test, where they come from): --data, then the cache, then the download, then the drawn sample, if allowed."""
     if args.data:
         return *cifar10.load_cifar10(args.data), f"from {args.data}"
     if not args.sample:
@@ -177,6 +175,8 @@ def load_data(args, console):
             place = cifar10.find_or_download()
             return *cifar10.load_cifar10(place), f"from {place}"
         except cifar10.DataError as error:
+            if not stand_in:
+                raise cifar10.DataError(f"{error}; give CIFAR-10's folder or archive with --data") from error
             console.say(
                 f"!!! NO CIFAR-10: {error}. TRAINING ON DRAWN SHAPES INSTEAD: ten classes of generated pictures, whose "
                 "accuracy says nothing about CIFAR-10. Give its folder or archive with --data for the real thing."
@@ -184,38 +184,15 @@ def load_data(args, console):
     return *draw_shapes(seed=args.seed), "generated (scratchnet/data/shapes.py)"
 
 
-def make_trainer(args, data, device, console):
-    """The whole run that the flags ask for; what they ask in vain is a UsageError."""
-    try:
-        rng = np.random.default_rng(args.seed)
-        model = make_model(args, rng).to(device)
-        training, validation = split(data, VALIDATION, args.seed)
-        batches = (
-            make_batches(args, training, device=device, drop_last=True, **make_augmentation(args)),
-            make_batches(args, validation, shuffle=False, device=device),
-        )
-        rate = make_schedule(args, total=args.epochs * len(batches[0]))
-        rate(0)  # a bad rate is refused here
-        trace(model, (3, args.image_size, args.image_size))  # and a picture too small for the network
-        criterion, optimizer = sn.CrossEntropyLoss(args.label_smoothing), make_optimizer(args, model)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return Trainer(
-        model, criterion, optimizer, rate, *batches, epochs=args.epochs, out=args.out, config=make_config(args, data),
-        generator=rng, console=console, device=device, checkpoint_every=args.checkpoint_every,
-        average=WeightAverage(model, args.ema) if args.ema else None,
-    )  # fmt: skip
-
-
-def make_model(args, rng):
+def make_model(args, rng, width):
     """MobileNetV2 for ten classes."""
     residual = {"zero_init_residual": args.zero_init_residual}
-    return MobileNetV2(10, args.width, args.variant, args.dropout, **residual, rng=rng)
+    return MobileNetV2(10, width, args.variant, args.dropout, **residual, rng=rng)
 
 
-def evaluate_test(model, args, test, device):
+def evaluate_test(model, args, test, device, console):
     """The `Evaluation` of the test pictures."""
-    batches = make_batches(args, test, shuffle=False, device=device)
+    batches = console.follow(make_batches(args, test, shuffle=False, device=device), "test")
     return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test)
 
 

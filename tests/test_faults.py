@@ -222,19 +222,24 @@ from runs import few_pictures
 train_cifar.draw_shapes = few_pictures
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize:"))
 resource.setrlimit(resource.RLIMIT_AS, (1024 * used + (int(sys.argv[1]) << 20),) * 2)
-sys.exit(train_cifar.main(sys.argv[2:]))
+if sys.argv[2] == "try":
+    train_cifar.make_parts.__globals__["too_large"] = lambda *_: None
+sys.exit(train_cifar.main(sys.argv[3:]))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
 def test_too_little_memory_names_the_batch_size_the_buffer_and_what_fits(tmp_path):
-    def limited(megabytes, batch_size, out):
+    def limited(megabytes, batch_size, out, way="ask"):
         flags = [*SMALL, "--width", "0.5", "--image-size", "64", "--epochs", "1", "--out", str(out)]
-        command = [sys.executable, "-c", LITTLE_MEMORY, str(megabytes), *flags, "--batch-size", str(batch_size)]
+        command = [sys.executable, "-c", LITTLE_MEMORY, str(megabytes), way, *flags, "--batch-size", str(batch_size)]
         environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
 
-    stopped = limited(1000, 100, tmp_path / "a")
+    refused = limited(1000, 100, tmp_path / "a")
+    assert refused.returncode == 2 and not (tmp_path / "a").exists()
+    assert " MiB are free: about --batch-size " in refused.stderr
+    stopped = limited(1000, 100, tmp_path / "a", "try")
     assert stopped.returncode == 1, stopped.stderr
     (line,) = stopped.stderr.splitlines()
     assert "Unable to allocate" in line and "a step with --batch-size 100 takes about" in line

@@ -172,44 +172,6 @@ def test_a_folder_that_goes_away_is_one_line_and_exit_code_1(tmp_path, capsys, m
     assert f"cannot use {tmp_path / 'last.npz'}: No space left on device" in error and error.count("\n") == 1
 
 
-BAD = {
-    "no epochs": (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-    "negative seed": (["--seed", "-1"], "--seed must be at least 0, got -1"),
-    "no data": (["--data", "/nowhere/at/all"], "--data and --sample exclude each other"),
-    "batch too large": (["--batch-size", "1000"], "batch_size must be at most 108"),
-    "negative rate": (["--lr", "-1"], "lr must be at least 0 and finite, got -1.0"),
-    "width 0": (["--width", "0"], "width_mult must be positive"),
-    "momentum 2": (["--momentum", "2"], r"momentum must be in \[0, 1\), got 2"),
-    "smoothing 2": (["--label-smoothing", "2"], r"label_smoothing must be in \[0, 1\], got 2"),
-    "no GPU": (["--device", "cuda"], "device 'cuda' needs"),
-    "no checkpoint": (["--eval", "/nowhere.npz"], "/nowhere.npz cannot be read"),
-    "predict nothing": (["--predict", "best.npz"], "--predict needs a checkpoint and at least one picture"),
-    "predict without one": (["--predict", "/nowhere.npz", "a.png"], "/nowhere.npz cannot be read"),
-    "decay 1": (["--ema", "1"], r"--ema must be in \[0, 1\), got 1"),
-    "padding 32": (["--crop-padding", "32"], "--crop-padding must be 0 to 31 pixels, got 32"),
-    "out is a file": (["--out", str(ROOT / "README.md")], "README.md cannot be used"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(case, tmp_path, capsys):
-    flags, message = BAD[case]
-    out = [] if "--out" in flags else ["--out", tmp_path / "run"]
-    if case == "no GPU" and train_cifar.resolve_device("auto") == "cuda":
-        pytest.skip("there is a GPU")
-    assert run(*out, *flags) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error) and error.count("\n") == 1, error
-
-
-@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--variant", "resnet"], ["--epochs", "many"], ["--epo", "3"]])
-def test_unknown_flags_exit_with_code_2(flags, capsys):
-    with pytest.raises(SystemExit) as stop:
-        train_cifar.main(flags)
-    assert stop.value.code == 2
-    assert flags[0] in capsys.readouterr().err
-
-
 def test_missing_and_damaged_data_are_one_sentence(tmp_path, capsys):
     assert train_cifar.main(["--data", str(tmp_path / "nothing")]) == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err
@@ -240,23 +202,6 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path, capsys):
     with train_cifar.RunFolder(tmp_path, keep=False):
         assert run("--out", tmp_path) == 2
     assert f"another run (process {os.getpid()}) is writing to {tmp_path}" in capsys.readouterr().err
-
-
-def test_help_is_grouped_and_says_each_default(capsys):
-    with pytest.raises(SystemExit):
-        train_cifar.main(["--help"])
-    text = capsys.readouterr().out
-    for part in ("data:", "network:", "training:", "machine:", "output:", "--checkpoint-every", "(default: cifar)"):
-        assert part in text
-
-
-def test_presets_are_defaults_that_flags_win_over():
-    blog = flags.parse(["--preset", "blog", "--epochs", "3"], "")
-    assert (blog.variant, blog.image_size, blog.optimizer, blog.lr, blog.batch_size) == ("blog", 96, "adam", 0.01, 256)
-    assert blog.epochs == 3
-    assert flags.parse([], "").variant == "cifar"
-    best = flags.parse(["--preset", "best", "--no-flip-test"], "")
-    assert best.augment == "crop-alternate" and best.zero_init_residual and not best.flip_test
 
 
 def test_train_step_is_short_and_is_what_readme_shows():

@@ -1,9 +1,15 @@
-"""The command line of train_cifar.py: its flags in groups, each with its default, and the presets."""
+"""The command line of train_cifar.py: its flags in groups, each with its range and default, and the presets.
+
+Whatever is wrong with a command is a `UsageError` of one line, found before the program touches anything.
+"""
 
 import argparse
+import os
+import textwrap
 from pathlib import Path
 
 from scratchnet.data import cifar10
+from scratchnet.program.parser import Formatter, Parser, UsageError, did_you_mean, path, real, whole
 from scratchnet.training import schedule
 
 VARIANTS = ("imagenet", "cifar", "blog")
@@ -13,53 +19,62 @@ NORMALISE = {  # mean and std of each channel
     "half": ((0.5,) * 3, (0.5,) * 3),
 }
 PRESETS: dict[str, dict] = {
-    # a few epochs, to see it learn
     "quick": {},
-    # the recipe of the blog post that this project implements
     "blog": {
         "variant": "blog", "image_size": 96, "normalise": "half", "epochs": 15, "batch_size": 256, "augment": "none",
         "optimizer": "adam", "lr": 0.01, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0,
         "label_smoothing": 0.0, "dropout": 0.0,
     },
-    # what gives the most in 20 epochs of width 0.5
     "best": {
         "epochs": 20, "dropout": 0.0, "augment": "crop-alternate", "zero_init_residual": True, "flip_test": True,
     },
 }  # fmt: skip
+ABOUT = {
+    "quick": "a few epochs, to see it learn; sets nothing",
+    "blog": "the recipe of the blog post that this project implements",
+    "best": "what gives the most in 20 epochs of width 0.5",
+}
 # Flags that may differ between a run and its resumption: they change where it runs and what it says, not what it computes.
 FREE = {
     "data", "sample", "device", "threads", "out", "resume", "resume_with_changes", "checkpoint_every", "eval", "predict",
     "flip_test", "trace", "preset",
 }  # fmt: skip
-
-
-class UsageError(ValueError):
-    """The command asks for something that cannot be had; the message says what would be right."""
+# The only flags that may stand beside these two: all else is as the checkpoint says.
+BESIDE = {
+    "eval": ("data", "sample", "batch_size", "device", "precision", "threads", "flip_test"),
+    "predict": ("device", "precision", "threads"),
+}
+# A flag, another one, and the choices of that beside which the first would do nothing.
+IDLE = (
+    ("crop_padding", "augment", ("none",)),
+    ("momentum", "optimizer", ("adam", "adamw")),
+    ("dropout", "variant", ("blog",)),
+)
 
 
 def make_parser(description):
     """The command line, in groups; every help text ends in its default."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = Parser(
+        prog="train_cifar.py",
+        description=description,
+        epilog=_presets(),
+        formatter_class=Formatter,
+        allow_abbrev=False,
     )
 
     def group(title):
         options = parser.add_argument_group(title)
+        return lambda flag, help, **kwargs: options.add_argument(flag, help=help, **kwargs)
 
-        def add(flag, help, **kwargs):
-            shown = "" if kwargs.get("action") or kwargs.get("default") is None else " (default: %(default)s)"
-            options.add_argument(flag, help=help + shown, **kwargs)
-
-        return add
-
+    switch, yes_or_no = {"action": "store_true"}, {"action": argparse.BooleanOptionalAction, "default": False}
     add = group("data")
     add(
         "--data",
-        "folder with CIFAR-10's binary batches, or their archive (default: the cache, else a download)",
-        type=Path,
+        "folder with CIFAR-10's binary batches, or their archive; without it the cache, else a download",
+        type=path,
     )
-    add("--sample", "train on the drawn shapes that need no download", action="store_true")
-    add("--image-size", "resize the pictures to this side, bilinear", type=int, default=32)
+    add("--sample", "train on the drawn shapes that need no download", **switch)
+    add("--image-size", "resize the pictures to this side, bilinear", type=whole(1), default=32)
     add(
         "--normalise",
         "subtract and divide by CIFAR-10's statistics, or by one half",
@@ -67,85 +82,64 @@ def make_parser(description):
         default="cifar",
     )
     add(
-        "--augment",
-        "random crop from reflected padding, and flip at random or every other epoch",
-        choices=("none", "crop-flip", "crop-alternate"),
-        default="crop-flip",
-    )
-    add("--crop-padding", "pixels of padding that a random crop is taken from", type=int, default=4)
+        "--augment", "random crop from reflected padding, and flip at random or every other epoch",
+        choices=("none", "crop-flip", "crop-alternate"), default="crop-flip",
+    )  # fmt: skip
+    add("--crop-padding", "pixels of padding that a random crop is taken from", type=whole(0, 31), default=4)
     add = group("network")
     add("--variant", "which MobileNetV2", choices=VARIANTS, default="cifar")
-    add("--width", "factor on the channel counts", type=float, default=0.5)
-    add("--dropout", "probability before the classifier (the blog variant has none)", type=float, default=0.2)
-    add(
-        "--zero-init-residual",
-        "start every shortcut's other way at 0",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-    )
+    add("--width", "factor on the channel counts", type=real("(0, 100]"), default=0.5)
+    add("--dropout", "probability before the classifier (the blog variant has none)", type=real("[0, 1)"), default=0.2)
+    add("--zero-init-residual", "start every shortcut's other way at 0", **yes_or_no)
     add = group("training")
-    add("--preset", "a set of defaults for the other flags, which win over it", choices=PRESETS, default="quick")
-    add("--epochs", "passes over the training pictures", type=int, default=4)
-    add("--batch-size", "pictures a step", type=int, default=64)
+    add(
+        "--preset",
+        "a set of defaults for the other flags, which win over it; see below",
+        choices=PRESETS,
+        default="quick",
+    )
+    add("--epochs", "passes over the training pictures", type=whole(1, 1_000_000), default=4)
+    add("--batch-size", "pictures a step", type=whole(1), default=64)
     add("--optimizer", "update rule", choices=OPTIMIZERS, default="sgd")
-    add("--lr", "largest learning rate", type=float, default=0.1)
+    add("--lr", "largest learning rate", type=real("[0, 1e30]"), default=0.1)
     add(
         "--schedule", "how the learning rate changes from step to step", choices=schedule.SCHEDULES, default="one-cycle"
     )
-    add("--momentum", "of SGD, by Nesterov; 0 turns it off", type=float, default=0.9)
-    add("--weight-decay", "not on batch norm and biases", type=float, default=5e-4)
-    add("--label-smoothing", "share of the target spread over all classes", type=float, default=0.1)
+    add("--momentum", "of SGD, by Nesterov; 0 turns it off", type=real("[0, 1)"), default=0.9)
+    add("--weight-decay", "not on batch norm and biases", type=real("[0, 1e6]"), default=5e-4)
+    add("--label-smoothing", "share of the target spread over all classes", type=real("[0, 1]"), default=0.1)
     add(
-        "--ema",
-        "decay of an average of the weights, which is then what is tested; 0 keeps none",
-        type=float,
-        default=0.0,
-    )
-    add("--seed", "of the split, the weights, the order, augmentation and dropout", type=int, default=0)
+        "--ema", "decay of an average of the weights, which is then what is tested; 0 keeps none",
+        type=real("[0, 1)"), default=0.0,
+    )  # fmt: skip
+    add("--seed", "of the split, the weights, the order, augmentation and dropout", type=whole(0), default=0)
     add = group("machine")
     add("--device", "where to compute", choices=("auto", "cpu", "cuda"), default="auto")
     add(
-        "--precision",
-        "on a GPU: tf32 rounds what matrix products multiply to 10 bits, bf16 stores activations in 16",
-        choices=("float32", "tf32", "bf16"),
-        default="float32",
-    )
-    add("--threads", "CPU threads (default: the cores that this process may use)", type=int)
+        "--precision", "on a GPU: tf32 rounds what matrix products multiply to 10 bits, bf16 stores activations in 16",
+        choices=("float32", "tf32", "bf16"), default="float32",
+    )  # fmt: skip
+    add("--threads", "CPU threads (default: the cores that this process may use)", type=whole(1, 1024))
     add = group("output")
     add(
-        "--out",
-        "folder of config.json, metrics.csv, last.npz, best.npz, curves.png, log.txt",
-        type=Path,
-        default=Path("runs/cifar"),
-    )
-    add("--resume", "go on from the last checkpoint in --out, where there is one", action="store_true")
+        "--out", "folder of config.json, metrics.csv, last.npz, best.npz, curves.png, log.txt",
+        type=path, default=Path("runs/cifar"),
+    )  # fmt: skip
+    add("--resume", "go on from the last checkpoint in --out, where there is one", **switch)
     add(
         "--resume-with-changes",
-        "like --resume, but with other flags than the run began with, where the network stays the same",
-        action="store_true",
-    )
+        "like --resume, but with other flags than the run began with, where the network stays the same", **switch,
+    )  # fmt: skip
     add(
-        "--checkpoint-every",
-        "steps between checkpoints (default: at the end of every epoch)",
-        type=int,
-        metavar="STEPS",
-    )
-    add("--trace", "print the network layer by layer before training", action="store_true")
+        "--checkpoint-every", "steps between checkpoints (default: at the end of every epoch)",
+        type=whole(1), metavar="STEPS",
+    )  # fmt: skip
+    add("--trace", "print the network layer by layer before training", **switch)
     add = group("testing")
-    add("--eval", "only test this checkpoint, class by class", type=Path, metavar="CHECKPOINT")
-    add(
-        "--predict",
-        "only say what pictures show: a checkpoint, then PNG or JPEG files",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-    )
-    add(
-        "--flip-test",
-        "test with the mean of the logits for each picture and its mirror image",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-    )
+    add("--eval", "only test this checkpoint, class by class", type=path, metavar="CHECKPOINT")
+    files = {"nargs": "+", "type": path, "metavar": "FILE"}
+    add("--predict", "only say what pictures show: a checkpoint, then PNG or JPEG files", **files)
+    add("--flip-test", "test with the mean of the logits for each picture and its mirror image", **yes_or_no)
     return parser
 
 
@@ -153,23 +147,79 @@ def parse(arguments, description):
     """The flags: built-in defaults, then the preset's, then what was given.
 
     Raises:
-        UsageError: a number that cannot be; what argparse finds itself ends the program with exit code 2.
+        UsageError: an unknown flag, a value out of its range, flags that another one makes meaningless.
     """
     parser = make_parser(description)
-    preset = parser.parse_known_args(arguments)[0].preset
-    parser.set_defaults(**PRESETS[preset])
-    args = parser.parse_args(arguments)
-    for name in ("epochs", "batch_size", "image_size", "threads", "checkpoint_every"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    first = Parser(add_help=False, allow_abbrev=False)  # the preset alone, so that --help can show its defaults
+    first.add_argument("--preset")
+    if (preset := first.parse_known_args(arguments)[0].preset) in PRESETS:
+        parser.set_defaults(preset=preset, **PRESETS[preset])
+    unset = object()
+    names = vars(parser.parse_known_args([])[0])
+    found, unknown = parser.parse_known_args(arguments, argparse.Namespace(**dict.fromkeys(names, unset)))
+    if unknown:
+        raise UsageError(did_you_mean(unknown[0], [*map(_flag, names)]))
+    given = {name: value for name, value in vars(found).items() if value is not unset}
+    args = argparse.Namespace(**{name: parser.get_default(name) for name in names} | given)
+    _refuse_idle(args, given)
     if args.predict and len(args.predict) < 2:
         raise UsageError("--predict needs a checkpoint and at least one picture: --predict runs/cifar/best.npz cat.png")
-    if not 0 <= args.ema < 1:
-        raise UsageError(f"--ema must be in [0, 1), got {args.ema:g}")
-    if not 0 <= args.crop_padding < 32:
-        raise UsageError(f"--crop-padding must be 0 to 31 pixels, got {args.crop_padding}")
     args.resume = args.resume or args.resume_with_changes
-    if args.seed < 0:
-        raise UsageError(f"--seed must be at least 0, got {args.seed}")
+    here, out = (Path(os.path.realpath(place)) for place in (".", args.out))
+    if not (args.resume or args.eval or args.predict) and out in (here, *here.parents):
+        raise UsageError(f"--out {args.out}: no later run could move it aside, as you are in it: name another folder")
     return args
+
+
+def flags_of(header):
+    """The flags in a checkpoint's header that say what the network is and was fed with, checked as typed ones are.
+
+    Raises:
+        UsageError: something that a run's header has is missing, or no flag could have set it.
+    """
+    names = ("variant", "width", "dropout", "image_size", "normalise", "seed")
+    try:
+        config, epoch = header["config"], header["epoch"]
+        texts = {"title": config["title"], "name": config["data"]["name"], "sha256": config["data"]["sha256"]}
+        typed = [f"{_flag(name)}={config[name]}" for name in names]
+    except (KeyError, TypeError) as error:
+        raise UsageError(error if isinstance(error, KeyError) else "configuration") from None
+    wrong = [key for key, text in texts.items() if not isinstance(text, str)] + ["epoch"] * (not isinstance(epoch, int))
+    if wrong:
+        raise UsageError(repr(wrong[0]))
+    read = make_parser("").parse_args(typed)
+    return {name: getattr(read, name) for name in names}
+
+
+def _refuse_idle(args, given):
+    """Refuse flags that were given beside one that makes them meaningless."""
+    for mode, beside in BESIDE.items():
+        if mode in given:
+            for name in given:
+                if name not in (mode, *beside):
+                    raise UsageError(
+                        f"{_flag(name)} cannot go with --{mode}, which takes all else from the checkpoint; these can: "
+                        + ", ".join(map(_flag, beside))
+                    )
+    if args.data and args.sample:
+        raise UsageError("--data and --sample exclude each other: choose the pictures in a folder or the drawn ones")
+    for name, other, values in IDLE:
+        if given.get(name) and getattr(args, other) in values:
+            raise UsageError(
+                f"{_flag(name)} does nothing with {_flag(other)} {getattr(args, other)}: leave out one of them"
+            )
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def _presets():
+    """What each preset sets, as flags, for the end of --help."""
+    lines = ["presets:"]
+    wrap = textwrap.TextWrapper(80, 8 * " ", 8 * " ", break_on_hyphens=False).wrap
+    for name, values in PRESETS.items():
+        flags = [_flag(key) if value is True else f"{_flag(key)}\xa0{value}" for key, value in values.items()]
+        lines.append(f"  {name:<6}{ABOUT[name]}")
+        lines += [line.replace("\xa0", " ") for line in wrap(" ".join(flags))]
+    return "\n".join(lines)

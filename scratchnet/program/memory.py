@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and how many pictures would fit: for the message when it ran out."""
+"""How much memory a training step takes, and what would fit: before a run begins, and where memory ran out all the same."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,12 @@ except ImportError:  # Windows: no limit to ask for
 # A training step's peak over the sum of all layers' float32 outputs, measured for two variants, widths 0.25 to 1.4 and
 # pictures of 32 to 96 pixels: 0.67 to 0.82. Below 1, since fused layers keep no intermediate result.
 SHARE = 0.8
+COPIES = 8  # of every parameter: itself, gradient, optimizer, average, and those that a checkpoint is written from
 USABLE = 0.7  # of the room: the rest goes to threads, to pictures and to what malloc keeps
+PROBE = (
+    1.0,
+    64,
+)  # width and side up to which a network is looked at itself; a larger one's numbers are scaled up from it
 
 
 def bytes_per_picture(model, shape: tuple[int, int, int]) -> float:
@@ -21,14 +26,70 @@ def bytes_per_picture(model, shape: tuple[int, int, int]) -> float:
     return SHARE * 4 * sum(math.prod(step.shape_out) for step in trace(model, shape))
 
 
+def too_large(
+    make_model, width: float, image_size: int, batch_size: int, free: float | None, testing=False
+) -> str | None:
+    """One line that says what a run would need and what would fit, where it needs more than `free` bytes; else None.
+
+    Nothing of the size in question is made for that: activations grow with the width and the picture's area,
+    parameters with the width squared.
+
+    Args:
+        make_model: width -> network.
+        width, image_size, batch_size: of the run.
+        free: `room`.
+        testing: whether nothing is trained, so that no more than one layer's input and output are there at a time.
+    """
+    small, side = min(width, PROBE[0]), min(image_size, PROBE[1])
+    model = make_model(small)
+    if testing:
+        picture = 4.0 * max(
+            math.prod(step.shape_in) + math.prod(step.shape_out) for step in trace(model, (3, side, side))
+        )
+    else:
+        picture = bytes_per_picture(model, (3, side, side))
+    picture *= (width / small) * (image_size / side) ** 2
+    parameters = COPIES * 4 * sum(p.data.size for p in model.parameters()) * (width / small) ** 2
+    needs = parameters + batch_size * picture
+    if free is None or needs <= free:
+        return None
+    usable = USABLE * free
+    if parameters > usable / 2:
+        fits = f"--width {_below(width * math.sqrt(usable / parameters / 2), 0.1):g}"
+    elif (pictures := int((usable - parameters) / picture)) > 1:
+        fits = f"--batch-size {min(pictures, batch_size - 1)}"
+    else:
+        fits = f"--image-size {_below(image_size * math.sqrt((usable - parameters) / (batch_size * picture)), 1):.0f}"
+    what = f"--width {width:g}, --image-size {image_size} and --batch-size {batch_size}"
+    return f"a batch with {what} takes about {_size(needs)}, and {_size(free)} are free: about {fits} fits"
+
+
+def make_fitting(make_model, width: float, weights: dict):
+    """`make_model(width)`, where about as much is in `weights`: a forged width takes no memory.
+
+    Raises:
+        ValueError: it has other sizes.
+    """
+    small = min(width, PROBE[0])
+    expected = sum(p.data.size for p in make_model(small).parameters()) * (width / small) ** 2
+    held = sum(array.size for array in weights.values())
+    if expected > 2 * held:
+        raise ValueError(
+            f"at width {width:g} there are about {expected:,.0f} parameters, and it holds {held:,} numbers"
+        )
+    return make_model(width)
+
+
 def room() -> float | None:
-    """Bytes that this process may still take, of its own limit (ulimit -v) or the machine; None where nobody says."""
+    """Bytes that this process may still take, of its own limit, its container's or the machine's; None if nobody says."""
     rooms = []
     if resource:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
-            rooms.append(limit - _kilobytes("/proc/self/status", "VmSize"))
-    rooms.append(_kilobytes("/proc/meminfo", "MemAvailable") or math.inf)
+            rooms.append(limit - 1024 * _number("/proc/self/status", "VmSize:"))
+    if container := _number("/sys/fs/cgroup/memory.max"):
+        rooms.append(container - _number("/sys/fs/cgroup/memory.stat", "anon"))
+    rooms.append(1024 * _number("/proc/meminfo", "MemAvailable:") or math.inf)
     least = min(rooms)
     return least if math.isfinite(least) else None
 
@@ -45,13 +106,25 @@ def out_of_memory(error: MemoryError, batch_size: int, per_picture: float, room_
     asked = " ".join(str(error).split()) or "no more memory"
     fits = batch_size // 2 if room_before is None else min(int(USABLE * room_before / per_picture), batch_size // 2)
     way_out = f"about --batch-size {fits} fits" if fits > 1 else "try a smaller --width or --image-size"
-    need = f"a step with --batch-size {batch_size} takes about {per_picture * batch_size / 2**20:,.0f} MiB"
+    need = f"a step with --batch-size {batch_size} takes about {_size(per_picture * batch_size)}"
     return f"out of memory: {asked}; {need}, {way_out}"
 
 
-def _kilobytes(path, field):
+def _size(count):
+    return f"{count / 2**20:,.0f} MiB" if count < 10 * 2**30 else f"{count / 2**30:,.0f} GiB"
+
+
+def _below(value, unit):
+    """The largest multiple of `unit` that is not above `value`, but at least one `unit`."""
+    return max(1, math.floor(value / unit)) * unit
+
+
+def _number(path, field=""):
+    """The number behind `field` at the start of a line; 0 where there is none."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = [line.split() for line in Path(path).read_text().splitlines()]
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0)
+    found = (words[-1] if not field else words[1] for words in lines if words and words[0] == (field or words[0]))
+    value = next(found, "")
+    return int(value) if value.isdigit() else 0

@@ -1,5 +1,7 @@
 """What train_cifar.py says: what is about to be trained, and how it ended."""
 
+import json
+
 import numpy as np
 
 import scratchnet as sn
@@ -31,12 +33,29 @@ def say_header(trainer, args, data, test, source):
         say(table(layers))
 
 
+def write_result(args, test, result, header, config):
+    """result.json: the test of the checkpoint with this header."""
+    report = {
+        "data": config["data"],
+        "best_epoch": header["epoch"],
+        "best_sha256": header["checkpoint"]["sha256"],
+        "flip_test": args.flip_test,
+        "test_loss": result.loss,
+        "test_accuracy": result.accuracy,
+        "class_accuracy": dict(zip(test.classes, result.class_accuracy.tolist(), strict=True)),
+    }
+    (args.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
 def say_result(console, args, test, result, picture, title):
     """The confusion matrix, and the last two lines of a run."""
     for line in confusion_lines(result, test.classes):
         console.say(line)
-    if draw_confusion(result, test.classes, picture, title):
-        console.say(f"drawn as {picture}")
+    try:
+        if draw_confusion(result, test.classes, picture, title):
+            console.say(f"drawn as {picture}")
+    except OSError as error:
+        console.say(f"{picture} could not be drawn: {error.strerror or error}")
     if args.flip_test:
         console.say("each picture seen together with its mirror image")
     console.say(f"Test loss: {result.loss:.4f}")

@@ -2,10 +2,67 @@
 
 import functools
 
+import numpy as np
+
+import scratchnet as sn
 from scratchnet.data import cifar10
+from scratchnet.device import bfloat16_dtype, use_tf32
 from scratchnet.program.flags import FREE, NORMALISE
+from scratchnet.program.memory import room, too_large
+from scratchnet.program.parser import UsageError
 from scratchnet.training import optim, schedule
-from scratchnet.training.batches import Batches
+from scratchnet.training.average import WeightAverage
+from scratchnet.training.batches import Batches, split
+
+VALIDATION = 0.1  # of the training pictures
+
+
+def set_precision(precision, device):
+    """How exact matrix products and activations are; on a CPU they always are float32."""
+    if device == "cuda":
+        use_tf32(precision == "tf32")
+        if precision == "bf16":
+            bfloat16_dtype()
+    elif precision != "float32":
+        raise UsageError(f"--precision {precision} needs a GPU: use --device cuda, or --precision float32")
+
+
+def set_threads(number):
+    """Compute on so many threads; None leaves it at the cores that this process may use."""
+    if number:
+        try:
+            sn.set_num_threads(number)
+        except RuntimeError as error:  # the machine does not give as many
+            raise UsageError(f"--threads {number}: {error}") from error
+
+
+def make_parts(args, data, device, make_model):
+    """What `Trainer` takes for the run that the flags ask for, but for the folder; nothing is written yet.
+
+    Args:
+        args: the flags.
+        data: `Dataset` to train on, from which the validation pictures are taken.
+        device: "cpu" or "cuda".
+        make_model: (args, rng, width) -> network.
+
+    Raises:
+        UsageError: the flags ask for what cannot be had.
+    """
+    rng = np.random.default_rng(args.seed)
+    _check_size(args, lambda width: make_model(args, np.random.default_rng(0), width), device)
+    try:
+        model = make_model(args, rng, args.width).to(device)
+        training, validation = split(data, VALIDATION, args.seed)
+        train = make_batches(args, training, device=device, drop_last=True, **make_augmentation(args))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return {
+        "model": model, "criterion": sn.CrossEntropyLoss(args.label_smoothing), "optimizer": make_optimizer(args, model),
+        "schedule": make_schedule(args, total=args.epochs * len(train)), "train": train, "epochs": args.epochs,
+        "validation": make_batches(args, validation, shuffle=False, device=device), "device": device,
+        "average": WeightAverage(model, args.ema) if args.ema else None, "config": make_config(args, data),
+        "generator": rng, "checkpoint_every": args.checkpoint_every,
+    }  # fmt: skip
 
 
 def make_batches(args, dataset, **options):
@@ -43,3 +100,23 @@ def make_config(args, dataset):
     config["data"] = {"name": dataset.name, "sha256": cifar10.fingerprint(dataset)}
     config["title"] = f"MobileNetV2 {args.variant}, width {args.width}, on {dataset.name}, seed {args.seed}"
     return config
+
+
+def _check_size(args, make_model, device):
+    """Refuse what would not fit into memory, and one picture a step where batch norm needs more; on small networks.
+
+    Args:
+        args: the flags.
+        make_model: width -> network.
+        device: "cpu" or "cuda", whose memory is its own.
+
+    Raises:
+        UsageError: with what would fit.
+    """
+    if device == "cpu" and (why := too_large(make_model, args.width, args.image_size, args.batch_size, room())):
+        raise UsageError(why)
+    if args.batch_size == 1:
+        try:
+            make_model(min(args.width, 0.1))(np.zeros((1, 3, args.image_size, args.image_size), np.float32))
+        except ValueError as error:
+            raise UsageError(f"--batch-size 1 with --image-size {args.image_size} is too little: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from scratchnet.array import to_device
+from scratchnet.layers.loss import CrossEntropyLoss
 from scratchnet.training import checkpoint
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.guard import bad_parameter, first_bad_layer
@@ -153,8 +154,9 @@ class Trainer:
 
     def _close_epoch(self):
         """Validate, write the epoch's line, its checkpoint and the curves."""
-        with self.average.in_place() if self.average else nullcontext():
-            val_loss, val_acc, _ = evaluate(self.model, self.criterion, self.validation, self.device)
+        batches = self.console.follow(self.validation, "validation")
+        with self.average.in_place() if self.average else nullcontext():  # the plain loss, as in the test
+            val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device)
         row = {
             "epoch": self.epoch + 1, "train_loss": self.loss.value, "train_acc": self.accuracy.value,
             "val_loss": val_loss, "val_acc": val_acc, "lr": self.schedule(self.steps_done - 1),
