@@ -36,7 +36,7 @@ class Sequential(Module):
                     f"{self.name}: {name!r} cannot name a layer, a dot leads from a layer to one inside it"
                 )
             setattr(self, str(name), layer)
-        refuse_twice(self._inside())
+        refuse_twice(self.inside())
 
     def __getitem__(self, index):
         children = self.named_children()[index]
@@ -48,9 +48,10 @@ class Sequential(Module):
     def chain(self, prefix=""):
         """The layers' chains, one behind the other; a subclass with its own forward or backward is one layer."""
         plain = type(self).forward is Sequential.forward and type(self).backward is Sequential.backward
-        yield from self._inside(prefix) if plain else super().chain(prefix)
+        yield from self.inside(prefix) if plain else super().chain(prefix)
 
-    def _inside(self, prefix=""):
+    def inside(self, prefix=""):
+        """The chains of the layers in it, whatever a subclass does with them."""
         for name, child in self.named_children():
             yield from child.chain(f"{prefix}.{name}" if prefix else name)
 
@@ -61,7 +62,7 @@ class Sequential(Module):
 
     def forward(self, x):
         """Call every layer in order, fused neighbours as one."""
-        chain = list(self._inside())
+        chain = list(self.inside())
         found = signature(chain, kind_of(x) if is_array(x) else None)
         if self._plan is None or found != self._signature:
             self._plan, self._signature = Plan(chain, found[0], fuse=found[1]), found
@@ -69,7 +70,7 @@ class Sequential(Module):
 
     def backward(self, dy):
         """Apply the chain rule, from the last layer to the first, through the steps that forward took."""
-        return (self._plan or Plan(self._inside(), None, fuse=False)).backward(dy)
+        return (self._plan or Plan(self.inside(), None, fuse=False)).backward(dy)
 
     def fold_batch_norm(self):
         """`sn.fold_batch_norm(self)`: a copy for inference."""
@@ -83,7 +84,8 @@ class Residual(Sequential):
         ValueError: f changes the shape or the dtype, so that there is nothing to add to.
     """
 
-    def _inside(self, prefix=""):
+    def inside(self, prefix=""):
+        """The layers' chains between the two ends of the shortcut."""
         yield prefix, ShortcutMark(self, opens=True)
-        yield from super()._inside(prefix)
+        yield from super().inside(prefix)
         yield prefix, ShortcutMark(self, opens=False)

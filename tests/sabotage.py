@@ -559,7 +559,8 @@ def fresh_norm(frozen=False, **wrong):
     """A new batch norm with gradients x, weight or bias by other formulas, on (C, M) matrices."""
 
     def backward(self, dy):
-        cache = x, mean, s, weight = self.take_cache(dy)
+        _, cache = self.take_cache(dy)
+        x, mean, s, weight = cache
         right = dict(zip(("x", "weight", "bias"), RULES[self.training](dy, cache), strict=True))
         n = SimpleNamespace(dy=sn.as_matrix(dy), x=sn.as_matrix(x), mean=mean, s=s, dx=sn.as_matrix(right["x"]))
         n.weight, n.bias, n.eps, n.xhat = weight[:, None], self.bias.data[:, None], self.eps, (n.x - mean) * s

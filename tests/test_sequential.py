@@ -86,7 +86,20 @@ def test_residual_adds_the_shortcut_both_ways(rng, x_layout, dy_layout):
 
 @pytest.mark.parametrize(
     "name",
-    ["forward", "backward", "training", "saves", "name", "parameters", "buffers", "_cache", "eval", "chain", "_plan"],
+    [
+        "forward",
+        "backward",
+        "training",
+        "saves",
+        "name",
+        "parameters",
+        "buffers",
+        "_cache",
+        "eval",
+        "chain",
+        "inside",
+        "_plan",
+    ],
 )
 @pytest.mark.parametrize("container", [sn.Sequential, sn.Residual])
 def test_a_name_that_every_module_has_is_refused(container, name):

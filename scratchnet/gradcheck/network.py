@@ -1,32 +1,31 @@
 """A network's wrong gradient comes from one of its layers: which one, and which layers are not seen at all."""
 
 from scratchnet.module import Module, Parameter
-from scratchnet.sequential import Residual, Sequential
+from scratchnet.plan import LayerStep, Plan
+from scratchnet.sequential import Sequential
 
 
 def inputs(module, x):
-    """[(name, layer, the x that the layer gets)] of a chain; nothing for a layer or a class with a forward of its own."""
-    if type(module).forward not in (Sequential.forward, Residual.forward):
-        return []
-    steps = []
-    for name, layer in module.named_children():
-        steps.append((name, layer, x))
-        x = layer.forward(x)
-    return steps
+    """[(dotted name, layer, the x that the layer gets)] of a chain; nothing for a layer or a class with its own forward."""
+    found: list = []
+    if type(module).forward is not Sequential.forward:
+        return found
+    for step in Plan(module.inside(), None, fuse=False).steps:
+        if type(step) is LayerStep:  # the ends of a shortcut are no layers
+            found.append((step.names[0], step.layers[0], x))
+        x = step.forward(x)
+    return found
 
 
-def first_wrong(module, x, check, path=""):
-    """The innermost layer's error, of the first layer from the last one back that `check` finds wrong.
+def first_wrong(module, x, check):
+    """The error of the first layer, from the last one back, that `check` finds wrong; None where each is right alone.
 
     Args:
         module, x: a network, and its input.
         check: (layer, the x it gets, its dotted path and class) -> an error, or None.
-        path: of the module, for the recursion.
     """
-    for name, layer, given in reversed(inputs(module, x)):
-        if error := check(layer, given, f"{path}{name} ({type(layer).__name__})"):
-            return first_wrong(layer, given, check, f"{path}{name}.") or error
-    return None
+    found = (check(layer, given, f"{name} ({layer.name})") for name, layer, given in reversed(inputs(module, x)))
+    return next(filter(None, found), None)
 
 
 def require_registered(module):
