@@ -52,8 +52,8 @@ class MobileNetV2(sn.Sequential):
         variant: "cifar", "imagenet" or "blog", see `VARIANTS`. Keys and shapes of the first two's `state_dict` are
             torchvision's (`features.1.conv.0.0.weight`, …, `classifier.1.bias`).
         dropout: probability before the classifier (the blog variant has none).
-        zero_init_residual: start each shortcut's other way at 0, by the weight of its last batch norm (Goyal et al.
-            2017, section 5.1; torchvision's name): the network begins as a shallow one.
+        zero_init_residual: set the weight of each residual branch's last batch norm to 0 at first (Goyal et al. 2017,
+            section 5.1; torchvision's name), so that the network begins as a shallow one.
         dtype: of every parameter.
         rng: numpy.random.Generator for the initial weights and for dropout; None takes fresh entropy.
 

@@ -63,7 +63,7 @@ def table(steps: list[Step]) -> str:
     for s in steps:
         shapes = "×".join(map(str, s.shape_in)), "×".join(map(str, s.shape_out))
         counts = f"{s.parameters:>10,} {s.multiply_adds:>14,}"
-        lines.append(f"{s.name:<24} {s.layer:<16} {shapes[0]:<16} {shapes[1]:<16} {counts}  {s.path}")
+        lines.append(f"{s.name:<24} {s.layer:<16} {shapes[0]:<16} {shapes[1]:<16} {counts}  {s.path}".rstrip())
     total = sum(s.parameters for s in steps), sum(s.multiply_adds for s in steps)
     lines.append(f"{'sum':<24} {'':<16} {'':<16} {'':<16} {total[0]:>10,} {total[1]:>14,}")
     return "\n".join(lines)

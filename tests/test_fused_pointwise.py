@@ -191,3 +191,56 @@ def test_the_kernels_are_the_functions_in_panels_and_leave_what_they_read(monkey
     rows, scaled, beta = rng.standard_normal((4, 517)), rng.standard_normal((9, 4)), rng.uniform(0, 3, 9)
     got = table.choose(table.Pair(clipped_product), kind_of(rows)).forward(rows, scaled, beta)
     np.testing.assert_allclose(got, clipped_product(rows, scaled, beta), rtol=0, atol=1e-12)
+
+
+# Digits ---------------------------------------------------------------------------------------------------------------
+
+ULPS = 32 * 2.0**-23  # what either way may be off by chance, of the largest number of an array
+
+
+def one_step(net, x, dy, fused):
+    """Everything that a step gives: as a chain, which fuses, or layer by layer."""
+    net.zero_grad()
+    plan = sn.plan(net, fuse=fused)
+    assert len(plan.steps) == (1 if fused else 3)
+    y = plan.forward(x)
+    dx = plan.backward(dy)
+    return {"y": y, "dx": dx, **{n: p.grad.copy() for n, p in net.named_parameters()}, **net.state_dict()}
+
+
+@given(
+    rng=rngs(),
+    size=st.tuples(st.integers(2, 8), st.integers(2, 9), st.integers(3, 6), st.integers(3, 5)),  # N, C, H, W
+    more=st.integers(0, 9),
+    scale=st.sampled_from([1e-4, 1e-2, 1, 10, 1e4]),
+    shift=st.sampled_from([0, 1, 10, 1e4]),
+    apart=st.sampled_from([None, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 0]),
+)
+def test_it_is_at_most_four_times_as_far_from_float64_as_the_three_layers(rng, size, more, scale, shift, apart):
+    """Also where all channels are nearly alike, and a variance is a small difference of large numbers."""
+    n, c, h, w = size
+    x = rng.standard_normal((c, h, w, n)) * (1 if apart is None else apart)
+    x = sn.as_images((scale * (x + (apart is not None) * rng.standard_normal((h, w, n))) + shift).astype(np.float32))
+    net = network(rng, c, c + more, np.float32)
+    exact = copy.deepcopy(net).astype(np.float64)
+    z = sn.as_matrix(exact[1](exact[0](x.astype(np.float64))))
+    off_kinks = (abs(z) > 0.02) & (abs(z - 6) > 0.02)  # which side of a kink rounding puts z on is chance
+    dy = sn.as_images(rng.standard_normal((c + more, h, w, n)) * off_kinks.reshape(-1, h, w, n))
+    exact[1].load_state_dict({k: v for k, v in net[1].state_dict().items()})
+    want = one_step(exact, x.astype(np.float64), dy, fused=False)
+    results = [one_step(copy.deepcopy(net), x, dy.astype(np.float32), fused) for fused in (True, False)]
+    for name, value in want.items():
+        size = max(np.abs(value).max(), 1e-30)
+        fused, three = (np.abs(result[name] - value).max() / size for result in results)
+        assert fused <= 4 * three + ULPS, f"{name}: {fused:.1e} of the largest number, the three layers {three:.1e}"
+
+
+def test_channels_that_are_nearly_alike_are_computed_by_the_three_layers():
+    rng = np.random.default_rng(0)
+    net, same = network(rng, 4, 9), rng.standard_normal((5, 1, 6, 4))
+    net[0].weight.data[3] -= net[0].weight.data[3].mean()  # an output in which what all channels share cancels
+    for apart, way in ((1.0, "_folded_backward"), (1e-3, "_three_layers_backward")):
+        x = same + apart * rng.standard_normal((5, 4, 6, 4))
+        pair = table.choose(PointwiseStep.plain, kind_of(x))
+        *_, (backward, _) = pair.forward(x, net[0].weight.data, net[1].weight.data, net[1].bias.data, 1e-5)
+        assert backward.__name__ == way

@@ -90,7 +90,7 @@ def make_parser(description):
     add("--variant", "which MobileNetV2", choices=VARIANTS, default="cifar")
     add("--width", "factor on the channel counts", type=real("(0, 100]"), default=0.5)
     add("--dropout", "probability before the classifier (the blog variant has none)", type=real("[0, 1)"), default=0.2)
-    add("--zero-init-residual", "start every shortcut's other way at 0", **yes_or_no)
+    add("--zero-init-residual", "set the weight of each residual branch's last batch norm to 0 at first", **yes_or_no)
     add = group("training")
     add(
         "--preset",
@@ -134,7 +134,11 @@ def make_parser(description):
         "--checkpoint-every", "steps between checkpoints (default: at the end of every epoch)",
         type=whole(1), metavar="STEPS",
     )  # fmt: skip
-    add("--trace", "print the network layer by layer before training", **switch)
+    add(
+        "--trace",
+        "print the network layer by layer, and what a training step runs, with times, before training",
+        **switch,
+    )
     add = group("testing")
     add("--eval", "only test this checkpoint, class by class", type=path, metavar="CHECKPOINT")
     files = {"nargs": "+", "type": path, "metavar": "FILE"}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 import scratchnet as sn
-from scratchnet.trace import table, trace
+from scratchnet.trace import step_table, table, trace, trace_step
 from scratchnet.training.evaluation import confusion_lines, draw_confusion
 
 
@@ -25,12 +25,16 @@ def say_header(trainer, args, data, test, source):
     say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
     say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")
     average = f", weights averaged with decay {args.ema:g}" if args.ema else ""
-    zero = ", shortcuts' other ways start at 0" if args.zero_init_residual else ""
+    zero = ", each block's last batch norm starts at 0" if args.zero_init_residual else ""
     say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}{average}{zero}")
     say(f"machine   {trainer.device}, {how}, NumPy {np.__version__}, seed {args.seed}")
     say(f"output    {args.out}")
     if args.trace:
         say(table(layers))
+        batches = trainer.train.epoch(0)
+        step = trace_step(trainer.model, trainer.criterion, *next(batches))
+        batches.close()
+        say(f"a training step with the first {args.batch_size} pictures:\n{step_table(step)}")
 
 
 def write_result(args, test, result, header, config):

@@ -25,16 +25,20 @@ class _Memory(np.ndarray):
     """Bytes. As a type of its own it ends NumPy's chain of bases, so that a view of an array on it holds the array."""
 
 
+class _Loan(weakref.ref):
+    """Tells when an array is gone, and which memory it was on."""
+
+    __slots__ = ("memory",)
+
+
 class Buffers:
     """Free buffers by their size, at most `cap` bytes of them."""
 
     def __init__(self, cap):
         self.cap, self.kept = cap, 0
         self._free: dict[int, list] = {}
-        self._lent: dict[
-            int, tuple
-        ] = {}  # by a number of each loan: the weak reference, which has to live, and the buffer
-        self._lock = threading.RLock()  # a buffer may come back while the thread that frees its array is in here
+        self._lent: dict[int, _Loan] = {}  # a weak reference has to live to tell
+        self._lock = threading.RLock()  # an array may come back while the thread that frees it is in here
 
     def empty(self, shape, dtype):
         """An uninitialised C-contiguous array."""
@@ -42,25 +46,26 @@ class Buffers:
         if size < SMALL:
             return np.empty(shape, dtype)
         size = _size_class(size)
+        memory = None
         with self._lock:
-            free = self._free.get(size)
-            buffer = free.pop() if free else None
-            if buffer is not None:
+            if free := self._free.get(size):
+                memory = free.pop()
                 self.kept -= size
-        if buffer is None:
-            buffer = _Memory(size, np.uint8)
-        array = np.ndarray(shape, dtype, buffer=buffer)
-        with self._lock:
-            loan = id(buffer)
-            self._lent[loan] = weakref.ref(array, lambda _: self._take_back(loan)), buffer
+        if memory is None:
+            memory = _Memory(size, np.uint8)
+        array = np.ndarray(shape, dtype, memory)
+        loan = _Loan(array, self._take_back)
+        loan.memory = memory
+        self._lent[id(loan)] = loan
         return array
 
     def _take_back(self, loan):
+        del self._lent[id(loan)]
+        size = loan.memory.nbytes
         with self._lock:
-            _, buffer = self._lent.pop(loan)
-            if self.kept + buffer.nbytes <= self.cap:
-                self.kept += buffer.nbytes
-                self._free.setdefault(buffer.nbytes, []).append(buffer)
+            if self.kept + size <= self.cap:
+                self.kept += size
+                self._free.setdefault(size, []).append(loan.memory)
 
     def clear(self):
         """Give every free buffer back to the system; those in use live on until they are let go."""

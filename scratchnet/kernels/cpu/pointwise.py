@@ -3,10 +3,10 @@
 The wide arrays are gone over once each, a panel of columns at a time, so that what a product writes is used while it is in
 the cache.
 
-Where channels of x are nearly alike, a variance of (FUSE.3) is a small difference of large numbers. So the covariance and
-the variances are float64, and where one is below ALIKE of what it would be were all channels alike, so that the gradients
-would lose more digits than those of the three layers, the three layers are computed. (In MobileNetV2 on CIFAR-10 the
-smallest share is 0.006, from the first step on.)
+Where channels of x are nearly alike, a variance of (FUSE.3) is a small difference of large numbers, and loses digits that the
+three layers keep. Were all C channels alike and all weights positive, it would be (Σ |W| σ)²; of channels that have nothing
+in common it is about 1/C of that. Where one is below a sixteenth of the latter, the three layers are computed. (In
+MobileNetV2 on CIFAR-10 at width 0.5 the smallest is five times above that, from the first step on.)
 """
 
 import numpy as np
@@ -19,7 +19,8 @@ from scratchnet.kernels.cpu.products import PANEL_BYTES, matmul, matmul_transpos
 from scratchnet.parallel.cuts import PASS, panels, shares
 from scratchnet.parallel.threads import parallel
 
-ALIKE = 1e-3
+ALIKE = 1 / 16
+FEW = 1 << 14  # columns whose products are added up in the precision of x, and then to the others in float64
 
 
 def pointwise_forward(x, weight, stride):
@@ -49,19 +50,18 @@ def pointwise_backward(dy, x, weight, stride):
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     """Over x four passes, over y one."""
     rows, matrix = as_matrix(x), weight[:, :, 0, 0]
-    centred, mean_x, covariance = _centre(rows)
+    centred, mean_x, left, covariance = _centre(rows)
     exact = matrix.astype(np.float64)
     mixed = matmul(exact, covariance)
     exact_var = np.vecdot(mixed, exact)[:, None]  # (FUSE.3)
-    alike = (abs(exact) @ covariance.diagonal() ** 0.5)[:, None]  # the largest deviation that W allows
-    if not (exact_var + eps >= ALIKE * alike**2).all():  # NaN goes to the three layers too
+    alike = (abs(exact) @ covariance.diagonal() ** 0.5)[:, None]
+    if not (exact_var + eps >= ALIKE / len(rows) * alike**2).all():  # NaN goes to the three layers too
         return _three_layers_forward(x, matrix, gamma, beta, eps)
     inv_std = (1 / (exact_var + eps) ** 0.5).astype(x.dtype)
     scaled = gamma[:, None] * inv_std * matrix  # (FUSE.4)
-    y = clipped_product(centred, scaled, beta)  # (FUSE.5)
-    lost = (alike * inv_std)[:, 0] * abs(gamma) > abs(beta) + 3  # how (FUSE.9) is to be computed, see there
-    cache = y, centred, mixed.astype(x.dtype), matrix, scaled, gamma, beta, inv_std, lost
-    mean, var = matrix @ mean_x, exact_var.astype(x.dtype)
+    y = clipped_product(centred, scaled, beta - (scaled @ left)[:, 0])  # (FUSE.5)
+    cache = y, centred, left, mixed.astype(x.dtype), matrix, scaled, gamma, inv_std
+    mean, var = (exact @ mean_x).astype(x.dtype), exact_var.astype(x.dtype)
     return as_images(y, x), mean[:, 0], var[:, 0], (_folded_backward, cache)
 
 
@@ -73,15 +73,15 @@ def conv_norm_relu6_backward(dy, cache):
 
 def _folded_backward(dy, saved):
     """Over dy and y one pass, over Xc and dx two."""
-    y, centred, mixed, matrix, scaled, gamma, beta, inv_std, lost = saved
-    dx, products, dbeta, gy = _masked_products(as_matrix(dy), y, centred, scaled)
+    y, centred, left, mixed, matrix, scaled, gamma, inv_std = saved
+    dx, products, dbeta = _masked_products(as_matrix(dy), y, centred, scaled)
+    products -= dbeta[:, None] * left.T
     m = centred.shape[1]
     dgamma = inv_std[:, 0] * np.vecdot(matrix, products)  # (FUSE.9)
-    # W ∘ P cancels where channels are alike. There g is 0, or γ ẑ is y - β: so Σ g ẑ follows from Σ g y as well
-    dgamma[lost] = (gy[lost] - beta[lost] * dbeta[lost]) / gamma[lost]
     a, through_var = gamma[:, None] * inv_std, inv_std * dgamma[:, None]
     dweight = a * (products - through_var * mixed)  # (FUSE.10)
-    mix, shift = matmul(matrix.T, a * through_var / m * matrix), matrix.T @ (a * dbeta[:, None] / m)
+    mix = matmul(matrix.T, a * through_var / m * matrix)
+    shift = matrix.T @ (a * dbeta[:, None] / m) - mix @ left
 
     def share(columns):
         for panel in panels(columns, dx[:, 0].nbytes, PANEL_BYTES):
@@ -94,40 +94,40 @@ def _folded_backward(dy, saved):
 
 
 def _centre(rows):
-    """Xc and x̄ of X (C, M), and K in float64: the means first, as sums of the shares' sums."""
+    """Xc of X (C, M), x̄ (C, 1), what rounding left of the mean in Xc (C, 1), and K; x̄ and K in float64."""
     parts = shares(rows.shape[1], len(rows) * (len(rows) + 4 * PASS))
     mean = sum(parallel(lambda columns: row_sums(rows[:, columns]), parts))[:, None] / rows.shape[1]
     centred = empty(rows.shape, rows.dtype)
 
     def share(columns):
-        covariance = np.zeros((len(rows), len(rows)))
-        for panel in panels(columns, 8 * len(rows), PANEL_BYTES):
-            part = np.subtract(rows[:, panel], mean, out=centred[:, panel])  # (FUSE.1)
-            exact = empty(part.shape, np.float64)
-            exact[...] = part
-            covariance += exact @ exact.T
-        return covariance
+        sums, covariance = np.zeros((len(rows), 1)), np.zeros((len(rows), len(rows)))
+        for few in panels(columns, 1, FEW):
+            part = np.subtract(rows[:, few], mean, out=centred[:, few])  # (FUSE.1)
+            sums[:, 0] += row_sums(part)
+            covariance += part @ part.T
+        return sums, covariance
 
-    return centred, mean, sum(parallel(share, parts)) / rows.shape[1]  # (FUSE.2)
+    found = parallel(share, parts)
+    left, covariance = (sum(part[k] for part in found) / rows.shape[1] for k in range(2))
+    return centred, mean + left, left.astype(rows.dtype), covariance - left @ left.T  # (FUSE.2)
 
 
 def _masked_products(grad, y, centred, scaled):
-    """W'ᵀ g (C, M), P (O, C), dβ (O,) and Σ g y (O,): a panel's masked gradient is used up while it is in the cache."""
+    """W'ᵀ g (C, M), P (O, C) and dβ (O,): the masked gradient of a panel is used up while it is in the cache."""
     dx = empty(centred.shape, grad.dtype)
     transposed = np.ascontiguousarray(scaled.T)
 
     def share(columns):
-        products, (dbeta, gy) = np.zeros(scaled.shape, grad.dtype), np.zeros((2, len(grad)), grad.dtype)
+        products, dbeta = np.zeros(scaled.shape, grad.dtype), np.zeros(len(grad), grad.dtype)
         for panel in panels(columns, grad[:, 0].nbytes, PANEL_BYTES):
             g = masked(grad[:, panel], y[:, panel])  # (FUSE.6)
             products += g @ centred[:, panel].T  # (FUSE.8)
             dbeta += row_sums(g)  # (FUSE.7)
-            gy += np.vecdot(g, y[:, panel])
             np.matmul(transposed, g, out=dx[:, panel])  # (FUSE.11), its first term
-        return products, dbeta, gy
+        return products, dbeta
 
     parts = parallel(share, shares(grad.shape[1], 2 * scaled.size + 8 * PASS * len(grad)))
-    return dx, *(sum(part[k] for part in parts) for k in range(3))
+    return dx, *(sum(part[k] for part in parts) for k in range(2))
 
 
 def _three_layers_forward(x, matrix, gamma, beta, eps):
