@@ -154,7 +154,7 @@ class use_tf32:  # noqa: N801 (it is called like a function)
 
 
 def product(a, b, tf32=None):
-    """A @ b on a GPU, of two matrices; `tf32` says how exactly, and is what `use_tf32` says where not given."""
+    """a @ b on a GPU, of two matrices; `tf32` says how exactly, and is what `use_tf32` says where not given."""
     cupy = get_array_module(a)
     linalg = cupy._core._routines_linalg  # CuPy's own switch is CUPY_TF32 in the environment, read once
     wanted = linalg.COMPUTE_TYPE_TF32 if (_tf32 if tf32 is None else tf32) else linalg.COMPUTE_TYPE_DEFAULT

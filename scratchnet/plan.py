@@ -143,14 +143,14 @@ class Plan:
             chain = chain[count:]
 
     def forward(self, x):
-        """Y of the whole chain."""
+        """y of the whole chain."""
         with computing():
             for step in self.steps:
                 x = step.forward(x)
         return x
 
     def backward(self, dy):
-        """Dx of the whole chain, from dy: the chain rule, from the last step to the first."""
+        """dx of the whole chain, from dy: the chain rule, from the last step to the first."""
         with computing():
             for step in reversed(self.steps):
                 dy = step.backward(dy)

@@ -171,7 +171,7 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include
 
 
 def avg_pool2d_backward(dy, x, kernel_size, stride, padding, ceil_mode, count_include_pad):
-    """Dx of `avg_pool2d_forward`: each pixel of a window gets the same share, from each window that it is in."""
+    """dx of `avg_pool2d_forward`: each pixel of a window gets the same share, from each window that it is in."""
     dy, dx = _float64(dy, np.zeros(x.shape))
     rows, columns = _pool_windows(x.shape, kernel_size, stride, padding, ceil_mode, count_include_pad)
     for n, c, i, j in np.ndindex(dy.shape):
@@ -186,7 +186,7 @@ def global_avg_pool2d_forward(x):
 
 
 def global_avg_pool2d_backward(dy, x):
-    """Dx of `global_avg_pool2d_forward`."""
+    """dx of `global_avg_pool2d_forward`."""
     return avg_pool2d_backward(dy, x, x.shape[2:], (1, 1), (0, 0), False, False)
 
 
@@ -222,7 +222,7 @@ def dropout_forward(x, keep, p):
 
 
 def dropout_backward(dy, keep, p):
-    """Dx of `dropout_forward`: each y is a constant times its x, so each dy goes through the same constant."""
+    """dx of `dropout_forward`: each y is a constant times its x, so each dy goes through the same constant."""
     return dropout_forward(dy, keep, p)
 
 

@@ -53,13 +53,13 @@ def folded_parameters(conv, norm):
 
 
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):
-    """Y for one filter a channel: x (C, H, W, N), weight (C, 1, KH, KW), bias (C,) -> (C, OH, OW, N)."""
+    """y for one filter a channel: x (C, H, W, N), weight (C, 1, KH, KW), bias (C,) -> (C, OH, OW, N)."""
     y = depthwise_forward(x, weight, stride, padding, dilation)
     return clip(y + bias[:, None, None, None], 0, 6)  # (FOLD.2)
 
 
 def shift_and_clip(y, bias):
-    """Y (O, M) becomes clip(y + bias, 0, 6), in place (FOLD.2)."""
+    """clip(y + bias, 0, 6) of y (O, M), in place (FOLD.2)."""
     y += bias[:, None]
     get_array_module(y).clip(y, 0, 6, out=y)
 

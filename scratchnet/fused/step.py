@@ -82,9 +82,9 @@ class FusedStep(OneShotCache):
         return dx
 
     def compute(self, forward, x):
-        """Y (N, O, OH, OW), mean and biased variance before batch norm (O,), and the cache."""
+        """y (N, O, OH, OW), mean and biased variance before batch norm (O,), and the cache."""
         raise NotImplementedError
 
     def differentiate(self, backward, dy, cache):
-        """Dx, and the gradients of the convolution's weight and of batch norm's weight and bias."""
+        """dx, and the gradients of the convolution's weight and of batch norm's weight and bias."""
         return backward(dy, cache)

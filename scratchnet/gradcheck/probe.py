@@ -58,7 +58,7 @@ class Probe:
         return {"x": self.x} | self.parameters()
 
     def forward(self):
-        """Y at this point: what a forward changes, generators and buffers, is put back before each."""
+        """y at this point: what a forward changes, generators and buffers, is put back before each."""
         return self._forward(self.module, self.x)
 
     def _forward(self, module, x):
@@ -114,7 +114,7 @@ class Probe:
         return 4 * np.finfo(float).eps * np.abs(dy * self.forward()).sum() / METHODS[method][1]
 
     def _moved(self, direction, step):
-        """Y at this point + step·direction: its imaginary part for an imaginary step (STEP.1)."""
+        """y at this point + step·direction: its imaginary part for an imaginary step (STEP.1)."""
         imaginary = isinstance(step, complex)
         if imaginary and self.complex is None:
             self.complex = copy.deepcopy(self.module).astype(np.complex128)

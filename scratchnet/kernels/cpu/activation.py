@@ -26,7 +26,7 @@ def relu6_backward(dy, cache):
 
 
 def masked(grad, y, out=None):
-    """Grad, but 0 where y is at a bound, 0 or 6; NaN is at none. A product with a mask costs a tenth of `where`."""
+    """grad, but 0 where y is at a bound, 0 or 6; NaN is at none. A product with a mask costs a tenth of `where`."""
     low = np.less_equal(y, 0, out=empty(y.shape, bool))
     high = np.greater_equal(y, 6, out=empty(y.shape, bool))
     inside = np.equal(low, high, out=low)  # never both

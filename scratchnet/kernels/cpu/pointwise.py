@@ -3,8 +3,8 @@
 The wide arrays are gone over once each, a panel of columns at a time, so that what a product writes is used while it is in
 the cache.
 
-Where channels of x are nearly alike, a variance of (FUSE.3) is a small difference of large numbers, and loses digits that the
-three layers keep. Were all C channels alike and all weights positive, it would be (Σ |W| σ)²; of channels that have nothing
+Where channels of x are nearly alike, a variance of (FUSE.3) is a small difference of large numbers, and loses digits that
+the three layers keep. Were all C channels alike and all weights positive, it would be (Σ |W| σ)²; of channels that have nothing
 in common it is about 1/C of that. Where one is below a sixteenth of the latter, the three layers are computed. (In
 MobileNetV2 on CIFAR-10 at width 0.5 the smallest is five times above that, from the first step on.)
 """
@@ -32,7 +32,7 @@ def pointwise_forward(x, weight, stride):
 
 
 def pointwise_backward(dy, x, weight, stride):
-    """DW = dY @ X.T as a sum over chunks of columns, in a fixed order; dX = W.T @ dY by chunks."""
+    """dW = dY @ X.T as a sum over chunks of columns, in a fixed order; dX = W.T @ dY by chunks."""
     seen = np.ascontiguousarray(x[:, :: stride[0], :: stride[1]])
     grad = dy.reshape(len(dy), -1)
     dweight = matmul_transposed(grad, seen.reshape(len(x), -1))

@@ -10,7 +10,7 @@ PANEL_BYTES = 2 << 20  # of the widest array: so many of its columns at a time s
 
 
 def matmul(a, b, out=None):
-    """A @ b for a wide b, its columns cut into chunks: the result of a chunk stays in the cache of its core."""
+    """a @ b for a wide b, its columns cut into chunks: the result of a chunk stays in the cache of its core."""
     out = np.empty((len(a), b.shape[1]), a.dtype) if out is None else out
     work = a.size + PASS * (len(out) + len(b))
     parallel(lambda columns: np.matmul(a, b[:, columns], out=out[:, columns]), _chunks(work, b.shape[1]))
@@ -18,7 +18,7 @@ def matmul(a, b, out=None):
 
 
 def matmul_transposed(a, b):
-    """A @ b.T for wide a and b, as the sum of the products of their chunks, added in the order of the chunks."""
+    """a @ b.T for wide a and b, as the sum of the products of their chunks, added in the order of the chunks."""
     chunks = _chunks(len(a) * len(b) + PASS * (len(a) + len(b)), b.shape[1])
     return sum(parallel(lambda columns: a[:, columns] @ b[:, columns].T, chunks))
 

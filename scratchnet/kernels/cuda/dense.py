@@ -41,7 +41,7 @@ def _for_each_group(multiply, groups, *matrices):
 
 
 def _im2col(x, weight, stride, padding, dilation):
-    """Cols (C·KH·KW, OH·OW·N)."""
+    """cols (C·KH·KW, OH·OW·N)."""
     geometry, out_shape = geometry_of(x, weight, stride, padding, dilation)
     per_tap = math.prod(out_shape[1:])
     cols = get_array_module(x).empty((len(x) * math.prod(weight.shape[2:]), per_tap), x.dtype)

@@ -29,7 +29,7 @@ def depthwise_backward(dy, x, weight, stride, padding, dilation):
 
 
 def input_gradient(dy, x, weight, stride, padding, dilation):
-    """Dx (C, H, W, N), every pixel by one thread."""
+    """dx (C, H, W, N), every pixel by one thread."""
     geometry, _ = geometry_of(x, weight, stride, padding, dilation)
     dx = get_array_module(x).empty_like(x)
     grid = blocks(_per_channel(x), len(x))
@@ -38,7 +38,7 @@ def input_gradient(dy, x, weight, stride, padding, dilation):
 
 
 def weight_gradient(dy, x, weight, stride, padding, dilation):
-    """Dweight, like weight: the blocks' parts, then their sum."""
+    """dweight, like weight: the blocks' parts, then their sum."""
     geometry, _ = geometry_of(x, weight, stride, padding, dilation)
     grid = reducing(_per_channel(dy), len(x))
     parts = get_array_module(x).empty((len(x), grid[0], *weight.shape[2:]), sum_dtype(x))

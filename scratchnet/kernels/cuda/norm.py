@@ -77,7 +77,7 @@ def normalise(rows, mean, inv_std, weight, bias, clip):
 
 
 def parameter_gradients(grad, rows, mean, inv_std, weight, bias, clip):
-    """Dweight and dbias of `normalise`."""
+    """dweight and dbias of `normalise`."""
     xp, (channels, m) = get_array_module(grad), rows.shape
     v = vector(m, grad, rows)
     grid = reducing(m // v, channels)
@@ -89,7 +89,7 @@ def parameter_gradients(grad, rows, mean, inv_std, weight, bias, clip):
 
 
 def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip):
-    """Dx of `normalise` for statistics that follow x; with `clip`, dx without the factor weight · inv_std."""
+    """dx of `normalise` for statistics that follow x; with `clip`, dx without the factor weight · inv_std."""
     dx = get_array_module(grad).empty_like(rows)
     m = rows.shape[1]
     v = vector(m, grad, rows, dx)
@@ -99,7 +99,7 @@ def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip)
 
 
 def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
-    """Dx, dweight and dbias of `normalise`, dx as `rows_gradient` says."""
+    """dx, dweight and dbias of `normalise`, dx as `rows_gradient` says."""
     saved = mean, inv_std, weight, bias
     dweight, dbias = parameter_gradients(grad, rows, *saved, clip)
     return rows_gradient(grad, rows, *saved, dweight, dbias, clip), dweight, dbias

@@ -32,7 +32,7 @@ def stored_like(weight, x):
 
 
 def widened(x):
-    """X, of the dtype in which is computed: itself, but for bfloat16."""
+    """x in float32 where it is stored in bfloat16; else x itself."""
     if not is_bfloat16(x):
         return x
     y = get_array_module(x).empty(x.shape, sum_dtype(x))
