@@ -236,3 +236,26 @@ class Module(OneShotCache):
         children = [f"  ({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
         inside = "\n" + "\n".join(children) + "\n" if children else self.extra_repr()
         return f"{type(self).__name__}({inside})"
+
+
+class Parameterless(Module):
+    """A layer that its pair of functions is all of: `pair` says which.
+
+    Attributes:
+        shape: the sizes that x must have, as `require` takes them; () for any (N, C, …).
+    """
+
+    shape: tuple = ()
+
+    def forward(self, x):
+        """Compute y from x."""
+        self.require(x, *self.shape)
+        forward, backward, _ = self.pair(device.kind_of(x))
+        y, cache = forward(x)
+        self.save_cache((backward, cache), y)
+        return y
+
+    def backward(self, dy):
+        """Return dx."""
+        backward, cache = self.take_cache(dy)
+        return backward(dy, cache)

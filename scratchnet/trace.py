@@ -23,7 +23,6 @@ class Step(NamedTuple):
     shape_out: tuple
     parameters: int
     multiply_adds: int
-    path: str
 
 
 def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Step]:
@@ -54,19 +53,7 @@ def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Ste
 def _line(name, layer, x, y):
     parameters = sum(parameter.data.size for parameter in layer.parameters())
     macs = y.size // len(y) * layer.multiply_adds if hasattr(layer, "multiply_adds") else 0
-    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs, getattr(layer, "path", ""))
-
-
-def table(steps: list[Step]) -> str:
-    """The steps as a table, with the sums at its foot."""
-    lines = [f"{'layer':<24} {'kind':<16} {'in':<16} {'out':<16} {'parameters':>10} {'multiply-adds':>14}  path"]
-    for s in steps:
-        shapes = "×".join(map(str, s.shape_in)), "×".join(map(str, s.shape_out))
-        counts = f"{s.parameters:>10,} {s.multiply_adds:>14,}"
-        lines.append(f"{s.name:<24} {s.layer:<16} {shapes[0]:<16} {shapes[1]:<16} {counts}  {s.path}".rstrip())
-    total = sum(s.parameters for s in steps), sum(s.multiply_adds for s in steps)
-    lines.append(f"{'sum':<24} {'':<16} {'':<16} {'':<16} {total[0]:>10,} {total[1]:>14,}")
-    return "\n".join(lines)
+    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs)
 
 
 class TimedStep(NamedTuple):
@@ -125,7 +112,7 @@ def _timed(function, x):
     return y, (time.perf_counter() - start) * 1e3
 
 
-def step_table(steps: list[TimedStep]) -> str:
+def table(steps: list[TimedStep]) -> str:
     """The steps of `trace_step` as a table, with the sums at its foot."""
     rows = [["layers", "kind", "function", "version", "in", "out", "multiply-adds", "forward ms", "backward ms"]]
     for s in steps:

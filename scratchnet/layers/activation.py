@@ -13,8 +13,8 @@ The mask multiplies, so an infinite dy becomes NaN where x was held (0 · ∞): 
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix
-from scratchnet.device import get_array_module, kind_of
-from scratchnet.module import Module
+from scratchnet.device import get_array_module
+from scratchnet.module import Parameterless
 
 
 def relu_forward(x):
@@ -56,29 +56,16 @@ RELU = kernels.Pair(relu_forward, relu_backward)
 RELU6 = kernels.Pair(relu6_forward, relu6_backward)
 
 
-class ReLU(Module):
-    """Clip x at 0 from below. Raises TypeError for anything but a floating-point array."""
+class ReLU(Parameterless):
+    """Clip x, of any shape, at 0 from below. Raises TypeError for anything but a floating-point array."""
 
     def pair(self, kind):
         """(RELU.1), (RELU.2)."""
         return kernels.choose(RELU, kind)
 
-    def forward(self, x):
-        """Compute y, shaped like x."""
-        self.require(x)
-        forward, backward, _ = self.pair(kind_of(x))
-        y, cache = forward(x)
-        self.save_cache((backward, cache), y)
-        return y
 
-    def backward(self, dy):
-        """Return dx."""
-        backward, cache = self.take_cache(dy)
-        return backward(dy, cache)
-
-
-class ReLU6(ReLU):
-    """Clip x to [0, 6]. Raises TypeError for anything but a floating-point array."""
+class ReLU6(Parameterless):
+    """Clip x, of any shape, to [0, 6]. Raises TypeError for anything but a floating-point array."""
 
     takes_bfloat16 = True
 

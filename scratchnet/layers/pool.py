@@ -17,8 +17,8 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps
-from scratchnet.device import get_array_module, kind_of
-from scratchnet.module import Module
+from scratchnet.device import get_array_module
+from scratchnet.module import Module, Parameterless
 from scratchnet.windows import output_size, pair, require_room, taps
 
 NO_DILATION = (1, 1)
@@ -126,23 +126,11 @@ class AvgPool2d(Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class GlobalAvgPool2d(Module):
+class GlobalAvgPool2d(Parameterless):
     """The mean of each channel of each picture: (N, C, H, W) -> (N, C, 1, 1). Raises ValueError for another shape."""
 
+    shape = "N", "C", "H", "W"
     takes_bfloat16 = True  # and gives float32
-
-    def forward(self, x):
-        """Average over H and W."""
-        self.require(x, "N", "C", "H", "W")
-        forward, backward, _ = self.pair(kind_of(x))
-        y, cache = forward(x)
-        self.save_cache((backward, cache), y)
-        return y
-
-    def backward(self, dy):
-        """Return dx (N, C, H, W)."""
-        backward, cache = self.take_cache(dy)
-        return backward(dy, cache)
 
     def pair(self, kind):
         """(GPOOL.1), (GPOOL.2)."""

@@ -136,7 +136,7 @@ def make_parser(description):
     )  # fmt: skip
     add(
         "--trace",
-        "print the network layer by layer, and what a training step runs, with times, before training",
+        "print what runs in a training step of the network, and how long it takes, before training",
         **switch,
     )
     add = group("testing")

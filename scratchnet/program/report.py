@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 import scratchnet as sn
-from scratchnet.trace import step_table, table, trace, trace_step
+from scratchnet.trace import table, trace, trace_step
 from scratchnet.training.evaluation import confusion_lines, draw_confusion
 
 
@@ -30,11 +30,10 @@ def say_header(trainer, args, data, test, source):
     say(f"machine   {trainer.device}, {how}, NumPy {np.__version__}, seed {args.seed}")
     say(f"output    {args.out}")
     if args.trace:
-        say(table(layers))
         batches = trainer.train.epoch(0)
         step = trace_step(trainer.model, trainer.criterion, *next(batches))
         batches.close()
-        say(f"a training step with the first {args.batch_size} pictures:\n{step_table(step)}")
+        say(f"a training step with the first {args.batch_size} pictures:\n{table(step)}")
 
 
 def write_result(args, test, result, header, config):

@@ -4,9 +4,9 @@ The wide arrays are gone over once each, a panel of columns at a time, so that w
 the cache.
 
 Where channels of x are nearly alike, a variance of (FUSE.3) is a small difference of large numbers, and loses digits that
-the three layers keep. Were all C channels alike and all weights positive, it would be (Σ |W| σ)²; of channels that have nothing
-in common it is about 1/C of that. Where one is below a sixteenth of the latter, the three layers are computed. (In
-MobileNetV2 on CIFAR-10 at width 0.5 the smallest is five times above that, from the first step on.)
+the three layers keep. Were all C channels alike and all weights positive, it would be (Σ |W| σ)²; of channels that have
+nothing in common it is about 1/C of that. Where one is below a sixteenth of the latter, the three layers are computed.
+(In MobileNetV2 on CIFAR-10 at width 0.5 the smallest is five times above that, from the first step on.)
 """
 
 import numpy as np
