@@ -81,7 +81,7 @@ def make_fitting(make_model, width: float, weights: dict):
 
 
 def room() -> float | None:
-    """Bytes that this process may still take: of its limit, its container's, the machine's; None if the system is silent."""
+    """Bytes that this process may still take: of its limit, its container's, the machine's; None if that is unknown."""
     rooms = []
     if resource:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]

@@ -29,6 +29,7 @@ class _Loan(weakref.ref):
     """Tells when an array is gone, and which memory it was on."""
 
     __slots__ = ("memory",)
+    memory: _Memory
 
 
 class Buffers:
