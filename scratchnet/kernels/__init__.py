@@ -86,6 +86,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "sgd_update":           (_numpy(cpu.optimizer),            _cuda(cuda.optimizer)),
     "adam_update":          (_numpy(cpu.optimizer),            _cuda(cuda.optimizer)),
     "take_batch":           (                                  _cuda(cuda.augment, ("uint8",)),),
+    "stored_in_bfloat16":   (                                  _cuda(cuda.rows, ("float32",)),),
 }  # fmt: skip
 TABLE = {row: tuple(version(row) for version in versions) for row, versions in _ROWS.items()}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scratchnet.array import as_images, as_maps, to_device
-from scratchnet.device import device_of, get_array_module
+from scratchnet.device import bfloat16_dtype, device_of, get_array_module
 
 
 def random_crop_flip(
@@ -92,6 +92,11 @@ def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     np.multiply(maps, scale[:, None, None, None], out=out, casting="same_kind")
     out -= shift[:, None, None, None]
     return as_images(out)
+
+
+def stored_in_bfloat16(images):
+    """Pictures (N, C, H, W) float32, rounded to bfloat16, channel-major."""
+    return as_images(as_maps(images).astype(bfloat16_dtype()))
 
 
 def affine(mean, std, dtype):

@@ -18,8 +18,15 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import to_device
 from scratchnet.data.cifar10 import MEAN, STD, Dataset
-from scratchnet.kernels.cuda.rows import stored_in_bfloat16
-from scratchnet.training.augment import affine, draw_crop_flip, normalise, random_crop_flip, resize, take_batch
+from scratchnet.training.augment import (
+    affine,
+    draw_crop_flip,
+    normalise,
+    random_crop_flip,
+    resize,
+    stored_in_bfloat16,
+    take_batch,
+)
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -171,7 +178,7 @@ class Batches:
         if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
             x = resize(x, self.image_size)
         if self.bfloat16 and self.device != "cpu":
-            x = stored_in_bfloat16(x)
+            x = kernels.run(stored_in_bfloat16, x)
         return x, to_device(self.dataset.labels[chosen], self.device)
 
     def _on_cpu(self, chosen, rng, flip):

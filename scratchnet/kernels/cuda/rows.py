@@ -41,5 +41,5 @@ def widened(x):
 
 
 def stored_in_bfloat16(images):
-    """Pictures (N, C, H, W), rounded to bfloat16."""
+    """One launch."""
     return as_images(narrow(as_maps(images)))
