@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 a number was no longer finite, memory ran out, or a file c
 cannot be had; 130 and 143 stopped by a signal: the same command with --resume goes on.
 """
 
-import json
 import sys
 
 import numpy as np
@@ -21,14 +20,16 @@ from scratchnet.program.flags import UsageError, parse
 from scratchnet.program.folder import FolderError, RunFolder
 from scratchnet.program.memory import bytes_per_picture, out_of_memory, room
 from scratchnet.program.report import say_header, say_result
-from scratchnet.program.resume import resume
+from scratchnet.program.resume import check_config, resume
 from scratchnet.program.setup import make_augmentation, make_batches, make_config, make_optimizer, make_schedule
 from scratchnet.trace import trace
+from scratchnet.training.atomic import write_json
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.batches import split
 from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer
+from scratchnet.training.signals import Interrupted
+from scratchnet.training.trainer import Diverged, Trainer
 
 VALIDATION = 0.1  # of the training pictures
 
@@ -51,7 +52,7 @@ def main(arguments=None):
             console.log_to(folder.path / "log.txt")
             if folder.moved:
                 console.say(f"the earlier run in {args.out} was moved to {folder.moved}")
-            return train(args, data, test, source, device, console)
+            return train(folder, args, data, test, source, device, console)
     except (UsageError, cifar10.DataError, CheckpointError, FolderError, PictureError, sn.DeviceError) as error:
         console.error(f"train_cifar.py: error: {error}")
         return 2
@@ -82,12 +83,17 @@ def set_precision(precision, device):
         raise UsageError(f"--precision {precision} needs a GPU: use --device cuda, or --precision float32")
 
 
-def train(args, data, test, source, device, console):
+def train(folder, args, data, test, source, device, console):
     """Train, then test the best checkpoint, once."""
     trainer = make_trainer(args, data, device, console)
+    trainer.record.check_folder = folder.check
     if args.resume:
         resume(trainer, args, console)
-    (args.out / "config.json").write_text(json.dumps(trainer.config, indent=1) + "\n")
+    folder.check()
+    write_json(args.out / "config.json", trainer.config)
+    if trainer.epoch < trainer.epochs:  # a result is there only once this run has one
+        for name in ("result.json", "confusion.png"):
+            (args.out / name).unlink(missing_ok=True)
     say_header(trainer, args, data, test, source)
     before = room()
     try:
@@ -95,22 +101,24 @@ def train(args, data, test, source, device, console):
     except MemoryError as error:
         needs = bytes_per_picture(trainer.model, (3, args.image_size, args.image_size))
         raise MemoryError(out_of_memory(error, args.batch_size, needs, before)) from None
-    arrays, header = load(args.out / BEST)
+    arrays, header = trainer.best_state()
+    best = trainer.record.best["epoch"]
     trainer.model.load_state_dict(weights_of(arrays))
     result = evaluate_test(trainer.model, args, test, device)
     report = {
         "data": trainer.config["data"],
-        "best_epoch": header["epoch"],
-        "best_sha256": header["checkpoint"]["sha256"],
+        "tested_epoch": header["epoch"],
+        "best_epoch": best or None,  # None: no best checkpoint was left
+        "best_sha256": header["checkpoint"]["sha256"] if best else None,
         "flip_test": args.flip_test,
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
         "class_accuracy": dict(zip(test.classes, result.class_accuracy.tolist(), strict=True)),
     }
-    (args.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
-    console.say(
-        f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, the best by validation"
-    )
+    folder.check()
+    write_json(args.out / "result.json", report)
+    which = "the best by validation" if best else "the last"
+    console.say(f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, {which}")
     say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"])
     return 0
 
@@ -149,12 +157,9 @@ def predict(args, device, console):
 def load_model(path, args, device):
     """(network, header) of a checkpoint; the flags that say what it was fed with are set to its own."""
     arrays, header = load(path)
-    try:
-        for key in ("variant", "width", "dropout", "image_size", "normalise", "seed"):
-            setattr(args, key, header["config"][key])
-        _ = header["epoch"], header["config"]["title"], header["config"]["data"]["name"]
-    except KeyError as error:
-        raise CheckpointError(f"{path} is a checkpoint of something else: its header has no {error}") from None
+    check_config(path, arrays, header)
+    for key in ("variant", "width", "dropout", "image_size", "normalise", "seed"):
+        setattr(args, key, header["config"][key])
     model = make_model(args, np.random.default_rng(0)).to(device)
     try:
         model.load_state_dict(weights_of(arrays))

@@ -53,13 +53,17 @@ def child(stop_after, number, *flags):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
 
 
+def rows_of(folder):
+    """The rows of metrics.csv, as numbers."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{field: float(value) for field, value in row.items()} for row in csv.DictReader(file)]
+
+
 def content(folder):
     """What must be equal after a resume: every array, every generator, and the log rows but for their times."""
     arrays, header = checkpoint.load(folder / "last.npz")
-    with open(folder / "metrics.csv") as file:
-        rows = [
-            {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in csv.DictReader(file)
-        ]
+    times = ("seconds", "images_per_second")
+    rows = [{k: v for k, v in row.items() if k not in times} for row in rows_of(folder)]
     kept = {key: header[key] for key in ("epoch", "batch", "best", "loss", "accuracy", "generator", "config")}
     return {key: value.tobytes() for key, value in arrays.items()}, kept, rows
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scratchnet.training import archive
+from scratchnet.training import archive, checkpoint
 from scratchnet.training.checkpoint import CheckpointError, load, save
 
 SLOW = os.environ.get("SCRATCHNET_SLOW") == "1"
@@ -99,7 +99,7 @@ def trial(monkeypatch):
     path, wanted = Path("damaged.npz"), content(ARRAYS, HEADER)
 
     def refused(data):
-        monkeypatch.setattr(Path, "read_bytes", lambda self: data)  # thousands of real files take too long
+        monkeypatch.setattr(checkpoint, "read_regular", lambda path: data)  # thousands of real files take too long
         try:
             loaded = load(path)
         except CheckpointError as error:
@@ -194,12 +194,12 @@ FORGED = {
     "array renamed": (forge([*MEMBERS[:-1], ("ordre.npy", MEMBERS[-1][1])]), "SHA-256"),
     "header changed": (with_header(lambda header: header.update(epoch=4)), "SHA-256"),
     "no checkpoint": (npy(np.ones(3)), "not a zip file"),
-    "text inside": (forge([*MEMBERS, ("notes.txt", b"hello")]), "a member is not a .npy file"),
+    "text inside": (forge([*MEMBERS, ("notes.txt", b"hello")]), "'notes.txt' does not end in .npy"),
     "pickle inside": (forge([*MEMBERS, ("o.npy", PICKLE)]), "a member is not a .npy file"),
     "fortran order": (forge([*MEMBERS, ("o.npy", FORTRAN)]), "a member is not a .npy file"),
     "huge shape": (forge([*MEMBERS, ("o.npy", HUGE)]), r"size does not go with its shape \(99999999999, 99999999999\)"),
     "odd size": (forge([*MEMBERS, ("o.npy", LONGER)]), "size does not go with its shape"),
-    "no header": (forge(MEMBERS[1:]), "no item named '__header__.npy'"),
+    "no header": (forge(MEMBERS[1:]), "first member is not __header__.npy"),
     "other format": (OTHER, "does not say that it is one"),
     "newer format": (NEWER, "has format version 2, written by scratchnet 9.9; this one reads versions up to 1"),
 }

@@ -125,15 +125,15 @@ def test_only_leftovers_of_dead_processes_are_removed(tmp_path):
 
 def test_arrays_that_fit_pass_and_others_are_named(tmp_path):
     like = {f"w{i}": np.ones((i, 2), np.float32) for i in range(6)}
-    checkpoint.expect({key: value + 1 for key, value in like.items()}, like, "network")
+    archive.expect({key: value + 1 for key, value in like.items()}, like, "network")
     with pytest.raises(CheckpointError, match=r"^network: the arrays do not fit: 4 missing \('w0', 'w1', 'w2', …\)$"):
-        checkpoint.expect({key: like[key] for key in ("w4", "w5")}, like, "network")
+        archive.expect({key: like[key] for key in ("w4", "w5")}, like, "network")
     with pytest.raises(CheckpointError, match=r"1 unexpected \('extra'\)"):
-        checkpoint.expect(like | {"extra": np.ones(1)}, like, "network")
+        archive.expect(like | {"extra": np.ones(1)}, like, "network")
     with pytest.raises(CheckpointError, match=r"1 different \('w3' is float32 \(2, 3\), expected float32 \(3, 2\)\)"):
-        checkpoint.expect(like | {"w3": like["w3"].T}, like, "network")
+        archive.expect(like | {"w3": like["w3"].T}, like, "network")
     with pytest.raises(CheckpointError, match=r"'w3' is float64 \(3, 2\), expected float32 \(3, 2\)"):
-        checkpoint.expect(like | {"w3": like["w3"].astype(float)}, like, "network")
+        archive.expect(like | {"w3": like["w3"].astype(float)}, like, "network")
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])

@@ -8,11 +8,13 @@ temporary name, `remove_leftovers` of a later one takes away.
 """
 
 import contextlib
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -41,6 +43,24 @@ def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write what JSON can hold, by `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The bytes of a regular file: reading a pipe or a device might wait, or go on, for ever.
+
+    Raises:
+        OSError: it cannot be read, or is something else than a file.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(None, "it is no regular file", str(path))
+        return file.read()
 
 
 def remove_leftovers(folder: str | Path) -> None:

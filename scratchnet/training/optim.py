@@ -36,6 +36,7 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import device_of, get_array_module, to_device
 from scratchnet.module import Parameter
+from scratchnet.training.archive import expect
 from scratchnet.training.storage import storage
 
 
@@ -165,9 +166,6 @@ class Optimizer:
         Raises:
             ValueError: a key is missing or unknown, or an array has another shape or dtype.
         """
-        # Imported here, so that `python -m scratchnet.training.checkpoint` does not find itself imported already.
-        from scratchnet.training.checkpoint import expect
-
         what = f"state of {type(self).__name__}"
         expect(state, self.state_dict(), what)
         if int(state["step"]) < 0:
