@@ -89,11 +89,10 @@ def train(folder, args, data, test, source, device, console):
     trainer.record.check_folder = folder.check
     if args.resume:
         resume(trainer, args, console)
-    folder.check()
-    write_json(args.out / "config.json", trainer.config)
-    if trainer.epoch < trainer.epochs:  # a result is there only once this run has one
-        for name in ("result.json", "confusion.png"):
-            (args.out / name).unlink(missing_ok=True)
+    write_json(args.out / "config.json", trainer.config, folder.check)
+    old_results = [args.out / name for name in ("result.json", "confusion.png") if (args.out / name).exists()]
+    for path in old_results if trainer.epoch < trainer.epochs else ():  # a result is there only once this run has one
+        path.unlink(missing_ok=True)
     say_header(trainer, args, data, test, source)
     before = room()
     try:
@@ -115,8 +114,7 @@ def train(folder, args, data, test, source, device, console):
         "test_accuracy": result.accuracy,
         "class_accuracy": dict(zip(test.classes, result.class_accuracy.tolist(), strict=True)),
     }
-    folder.check()
-    write_json(args.out / "result.json", report)
+    write_json(args.out / "result.json", report, folder.check)
     which = "the best by validation" if best else "the last"
     console.say(f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, {which}")
     say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"])

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scratchnet.training.atomic import remove_leftovers
+
 try:
     import fcntl
 except ImportError:  # not on Windows, where two runs on one folder are not noticed
@@ -43,6 +45,7 @@ class RunFolder:
             if not self.keep and any((self.path / name).exists() for name in TRACES):
                 self.moved = self._move_aside()
                 self._lock()
+            remove_leftovers(self.path)
         except FolderError:
             self._unlock()
             raise

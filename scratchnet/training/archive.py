@@ -5,6 +5,7 @@ directory, then each `.npy` header, by a pattern and not by `eval`, at last the 
 would do against wrong values; the rest is there so that nothing bad happens on the way to it.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -173,6 +174,7 @@ def _canonical(header: dict[str, Any]) -> bytes:
     return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+@functools.cache
 def _library_version() -> str:
     try:
         return metadata.version("scratchnet-engine")

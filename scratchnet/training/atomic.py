@@ -12,18 +12,22 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+Check = Callable[[], None] | None
+
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, keep: str | Path | None = None, check: Check = None) -> Iterator[BinaryIO]:
     """A file to write into, that takes the place of `path` when the block ends well, and never before.
 
     Args:
         path: the file to make or to replace.
         keep: another name in the same folder, at which to leave the file that was at `path`; None lets it go.
+        check: raises where the folder is no longer the one to write into. It is called when the temporary file is there:
+            if the folder is moved before, it notices; if after, the temporary file went with it, and nothing is renamed.
 
     Raises:
         OSError: with the name of `path`; what was at `path` is still there, or already at `keep`.
@@ -32,6 +36,8 @@ def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
     names = [path] if keep is None else [path, Path(keep)]
     try:
         with open(_temporary(path), "wb") as file:
+            if check:
+                check()
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -45,9 +51,9 @@ def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
         raise
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, check: Check = None) -> None:
     """Write what JSON can hold, by `atomic_file`."""
-    with atomic_file(path) as file:
+    with atomic_file(path, check=check) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 

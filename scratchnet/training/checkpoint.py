@@ -32,25 +32,26 @@ from typing import Any
 import numpy as np
 
 from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode
-from scratchnet.training.atomic import atomic_file, read_regular, remove_leftovers
+from scratchnet.training.atomic import Check, atomic_file, read_regular, remove_leftovers
 
 LAST, PREVIOUS = "last.npz", "last.previous.npz"
 
 
-def save(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+def save(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None) -> None:
     """Write a checkpoint, durably and all or nothing.
 
     Args:
         path: the file; its folder must exist.
         arrays: key -> NumPy array of numbers or booleans, of any shape.
         header: anything that JSON can hold; a field "checkpoint" is replaced.
+        check: as `atomic_file` takes it.
 
     Raises:
         CheckpointError: an array or the header cannot be stored.
         OSError: the file could not be written, and its name is in the message; the old file is still there, whole.
     """
     data = encode(arrays, header)
-    with atomic_file(path) as file:
+    with atomic_file(path, check=check) as file:
         file.write(data)
 
 
@@ -73,11 +74,13 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise CheckpointError(f"{shown(path)} is not a whole checkpoint: {reason}") from error
 
 
-def save_rotating(folder: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+def save_rotating(
+    folder: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None
+) -> None:
     """`save` as last.npz in `folder`, keeping the one before it as last.previous.npz."""
     data = encode(arrays, header)
     remove_leftovers(folder)
-    with atomic_file(Path(folder) / LAST, keep=Path(folder) / PREVIOUS) as file:
+    with atomic_file(Path(folder) / LAST, keep=Path(folder) / PREVIOUS, check=check) as file:
         file.write(data)
 
 

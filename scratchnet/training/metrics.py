@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchnet.training.atomic import atomic_file
+from scratchnet.training.atomic import Check, atomic_file
 
 FIELDS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr", "seconds", "images_per_second")
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, check: Check = None) -> None:
     """Write metrics.csv, as a whole.
 
     Args:
         rows: oldest first; each maps each of `FIELDS` to a number, the epoch to an int. Numbers are written with all
             their digits, so that reading gives the same floats.
         path: of the file.
+        check: as `atomic_file` takes it.
 
     Raises:
         ValueError: a row has other fields than `FIELDS`.
@@ -33,7 +34,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             raise ValueError(f"{path}: a row has the fields {', '.join(FIELDS)}, got {', '.join(map(str, row))}")
         numbers = (repr(float(row[field])) for field in FIELDS[1:])
         lines.append(",".join([str(operator.index(row["epoch"])), *numbers]))
-    with atomic_file(path) as file:
+    with atomic_file(path, check=check) as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
 
 
@@ -61,13 +62,14 @@ class Average:
         return float(self.sum) / self.count if self.count else math.nan
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> bool:
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str, check: Check = None) -> bool:
     """Draw loss, accuracy, learning rate and pictures a second over the epochs, as a PNG of 1200 × 750 pixels.
 
     Args:
         rows: as `write_rows` takes them.
         path: the PNG, replaced as a whole.
         title: one line, shown as it is.
+        check: as `atomic_file` takes it.
 
     Returns:
         Whether it was drawn: not without rows, and not where matplotlib cannot be imported.
@@ -105,7 +107,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str)
             axes.legend(frameon=False)
         else:  # a quantity whose distance from 0 matters
             axes.set_ylim(0, 1.1 * max([*filter(math.isfinite, values)], default=0) or 1)
-    with atomic_file(path) as file:
+    with atomic_file(path, check=check) as file:
         canvas.print_png(file)
     return True
 

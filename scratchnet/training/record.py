@@ -16,6 +16,7 @@ from typing import Any
 
 from scratchnet.training import checkpoint
 from scratchnet.training.archive import CheckpointError, content_hash, not_finite
+from scratchnet.training.atomic import Check
 from scratchnet.training.metrics import FIELDS, draw_curves, write_rows
 from scratchnet.training.schema import OBJECT, SHA256, check, number, one_of, whole
 
@@ -29,12 +30,12 @@ class Record:
     Attributes:
         rows: of metrics.csv, one an epoch.
         best: the epoch that was best by validation, and its accuracy; epoch 0 where there is none.
-        check_folder: called before anything is written; what it raises keeps that from happening.
+        check_folder: as `atomic_file` takes it; for every file that is written.
     """
 
     def __init__(self, out: Path, title: str, say: Callable[[str], None]):
         self.out, self.title, self.say = out, title, say
-        self.check_folder: Callable[[], None] = lambda: None
+        self.check_folder: Check = None
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = dict(NO_BEST)
         self._best_sha256: str | None = None
@@ -51,16 +52,15 @@ class Record:
         if is_best:
             self._best_sha256 = content_hash(arrays, header)
         rows = [[row[field] for field in FIELDS] for row in self.rows]
-        self.check_folder()
-        checkpoint.save_rotating(self.out, arrays, header | {"rows": rows, "best_sha256": self._best_sha256})
+        more = {"rows": rows, "best_sha256": self._best_sha256}
+        checkpoint.save_rotating(self.out, arrays, header | more, self.check_folder)
         if is_best:
-            checkpoint.save(self.out / BEST, arrays, header)
+            checkpoint.save(self.out / BEST, arrays, header, self.check_folder)
 
     def show(self) -> None:
         """Write metrics.csv and curves.png."""
-        self.check_folder()
-        write_rows(self.rows, self.out / METRICS)
-        draw_curves(self.rows, self.out / CURVES, self.title)
+        write_rows(self.rows, self.out / METRICS, self.check_folder)
+        draw_curves(self.rows, self.out / CURVES, self.title, self.check_folder)
 
     def load_best(self) -> tuple[dict, dict]:
         """What is in best.npz; raises CheckpointError where it is damaged, or not the one that belongs to last.npz."""
@@ -77,8 +77,7 @@ class Record:
         except CheckpointError as error:
             if (header["epoch"], header["batch"]) == (self.best["epoch"], 0):
                 self._best_sha256 = content_hash(arrays, header)
-                self.check_folder()
-                checkpoint.save(self.out / BEST, arrays, header)
+                checkpoint.save(self.out / BEST, arrays, header, self.check_folder)
             else:
                 self.say(f"{error}: the best of the epochs so far is lost")
                 self.best, self._best_sha256 = dict(NO_BEST), None

@@ -150,7 +150,8 @@ class Trainer:
         is_best = self.record.add(row)
         self.epoch, self.batch = self.epoch + 1, 0
         self._open_epoch()
-        self.record.check_folder()
+        if self.record.check_folder:
+            self.record.check_folder()
         self.console.say(
             f"epoch {row['epoch']:>3}/{self.epochs}  train loss {row['train_loss']:.4f} acc {row['train_acc']:.4f}  "
             f"val loss {val_loss:.4f} acc {val_acc:.4f}  lr {row['lr']:.2e}  {row['seconds']:.1f} s  "
