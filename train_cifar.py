@@ -90,9 +90,11 @@ def train(folder, args, data, test, source, device, console):
     if args.resume:
         resume(trainer, args, console)
     write_json(args.out / "config.json", trainer.config, folder.check)
-    old_results = [args.out / name for name in ("result.json", "confusion.png") if (args.out / name).exists()]
-    for path in old_results if trainer.epoch < trainer.epochs else ():  # a result is there only once this run has one
-        path.unlink(missing_ok=True)
+    if trainer.epoch < trainer.epochs:  # a result is there only once this run has one
+        folder.check()
+        for path in (args.out / "result.json", args.out / "confusion.png"):
+            if path.exists():
+                path.unlink()
     say_header(trainer, args, data, test, source)
     before = room()
     try:

@@ -92,6 +92,8 @@ class Disk:
                 return function(file, mode, buffering, encoding, errors, newline, closefd, opener)
             self.tick(f"open {os.path.basename(file)}")
             raw = _File(self, file, mode.replace("b", "").replace("t", ""))
+            if buffering == 0:
+                return raw
             buffer = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
             return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding, errors, newline)
 

@@ -16,7 +16,7 @@ from disk import Disk, Killed
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from runs import everything, make_tiny, tiny
+from runs import content, everything, make_tiny, tiny
 
 from scratchnet.training.checkpoint import CheckpointError, load
 
@@ -212,29 +212,17 @@ class Lives(RuleBasedStateMachine):
             self.fresh()
             return
         assert (code, errors) == (0, []), errors
-        got, want = list(everything_there(self.out)), list(self.wanted[2])
+        if not self.best_is_whole:  # another epoch's may be the best then, or none, which is said
+            assert content(self.out)[::2] == self.wanted[2][0][::2]
+            assert json.loads((self.out / "result.json").read_text())["tested_epoch"] in (1, 2, 3)
+            return
+        got, want = list(everything(self.out)), list(self.wanted[2])
         if not self.log_is_whole:
             got[3] = want[3] = ()
-        if not self.best_is_whole:  # another epoch's may be the best then, or none, which is said
-            assert got[0][0] == want[0][0] and got[0][2] == want[0][2]
-            assert json.loads((self.out / "result.json").read_text())["tested_epoch"] in (1, 2, 3)
-        else:
-            assert got == want
-
-
-def everything_there(out):
-    return everything(out) if (out / "best.npz").exists() else everything_without_best(out)
-
-
-def everything_without_best(out):
-    shutil.copy(out / "last.npz", out / "best.npz")
-    try:
-        return everything(out)
-    finally:
-        (out / "best.npz").unlink()
+        assert got == want
 
 
 def test_any_sequence_of_faults_ends_in_the_unbroken_run_or_in_a_line(unbroken):
     Lives.wanted, Lives.calls = unbroken
     many = {"max_examples": 400, "stateful_step_count": 14} if SLOW else {"max_examples": 8, "stateful_step_count": 8}
-    run_state_machine_as_test(Lives, settings=settings(deadline=None, **many))
+    run_state_machine_as_test(Lives, settings=settings(deadline=None, report_multiple_bugs=False, **many))

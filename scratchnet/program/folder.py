@@ -46,12 +46,11 @@ class RunFolder:
                 self.moved = self._move_aside()
                 self._lock()
             remove_leftovers(self.path)
-        except FolderError:
+        except BaseException as error:  # an interrupt, too, gives the lock back
             self._unlock()
+            if isinstance(error, OSError) and not isinstance(error, FolderError):
+                raise FolderError(f"the output folder {self.path} cannot be used: {error.strerror or error}") from error
             raise
-        except OSError as error:
-            self._unlock()
-            raise FolderError(f"the output folder {self.path} cannot be used: {error.strerror or error}") from error
         return self
 
     def __exit__(self, *_):
@@ -85,21 +84,21 @@ class RunFolder:
         for _ in range(100):
             self._unlock()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path / LOCK, "a+")
+            self._file = open(self.path / LOCK, "a+b", buffering=0)
             if fcntl is None:
                 return
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 self._file.seek(0)
-                owner = self._file.read(20).strip() or "unknown"
+                owner = self._file.read(20).strip()
+                owner = owner.decode() if owner.isdigit() else "unknown"
                 raise FolderError(
                     f"another run (process {owner}) is writing to {self.path}: wait for it, or choose another --out"
                 ) from None
             if self._is_ours():  # else another start moved the folder away between the two calls
                 self._file.truncate(0)
-                self._file.write(f"{os.getpid()}\n")
-                self._file.flush()
+                self._file.write(b"%d\n" % os.getpid())
                 return
         raise FolderError(f"the output folder {self.path} is replaced again and again: choose another --out")
 
