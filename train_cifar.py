@@ -114,7 +114,10 @@ def train(folder, args, data, test, source, device, console):
         "flip_test": args.flip_test,
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
-        "class_accuracy": dict(zip(test.classes, result.class_accuracy.tolist(), strict=True)),
+        "class_accuracy": {  # null where no picture is of the class: JSON has no NaN
+            name: None if np.isnan(share) else float(share)
+            for name, share in zip(test.classes, result.class_accuracy, strict=True)
+        },
     }
     write_json(args.out / "result.json", report, folder.check)
     which = "the best by validation" if best else "the last"

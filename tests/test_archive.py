@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import train_cifar
 from scratchnet.training import archive, checkpoint
 from scratchnet.training.checkpoint import CheckpointError, load, save
 
@@ -171,7 +172,7 @@ def npy(array_or_header, data=b""):
 def with_header(change):
     """The checkpoint with its header changed and everything else, the hash too, as it was."""
     header = json.loads(MEMBERS[0][1][128:])
-    change(header)
+    header = change(header) or header
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     return forge([("__header__.npy", npy(np.frombuffer(text, np.uint8))), *MEMBERS[1:]])
 
@@ -181,6 +182,7 @@ HUGE = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 9999
 LONGER = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }", bytes(17))
 FORTRAN = npy("{'descr': '<f8', 'fortran_order': True, 'shape': (1,), }", bytes(8))
 PICKLE = npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n(S'false'\ntR.")
+SPACED = np.frombuffer(MEMBERS[0][1][128:].replace(b"{", b"{ "), np.uint8)
 OTHER = with_header(lambda header: header["checkpoint"].update(format="?"))
 NEWER = with_header(lambda header: header["checkpoint"].update(version=2, scratchnet="9.9"))
 FORGED = {
@@ -199,6 +201,20 @@ FORGED = {
     "fortran order": (forge([*MEMBERS, ("o.npy", FORTRAN)]), "a member is not a .npy file"),
     "huge shape": (forge([*MEMBERS, ("o.npy", HUGE)]), r"size does not go with its shape \(99999999999, 99999999999\)"),
     "odd size": (forge([*MEMBERS, ("o.npy", LONGER)]), "size does not go with its shape"),
+    "no .npy": (forge([*MEMBERS, ("order", MEMBERS[-1][1])]), "'order' does not end in .npy"),
+    "name cut by NUL": (WHOLE.replace(b"order.npy", b"order\0npy"), "'order' does not end in .npy"),
+    "header spaced": (forge([(MEMBERS[0][0], npy(SPACED)), *MEMBERS[1:]]), "its header is not as scratchnet writes it"),
+    "header a list": (with_header(lambda header: [header]), "does not say that it is one"),
+    "version 0": (with_header(lambda header: header["checkpoint"].update(version=0)), "not as scratchnet writes it"),
+    "version true": (
+        with_header(lambda header: header["checkpoint"].update(version=True)),
+        "does not say that it is one",
+    ),
+    "two-line writer": (
+        with_header(lambda header: header["checkpoint"].update(numpy="2\n3")),
+        "which versions of .* wrote",
+    ),
+    "no member": (forge([]), "first member is not __header__.npy"),
     "no header": (forge(MEMBERS[1:]), "first member is not __header__.npy"),
     "other format": (OTHER, "does not say that it is one"),
     "newer format": (NEWER, "has format version 2, written by scratchnet 9.9; this one reads versions up to 1"),
@@ -218,6 +234,29 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(forge([*MEMBERS, MEMBERS[-1]]))
     with pytest.raises(CheckpointError, match="a member is there twice"):
         load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("savez", [np.savez, np.savez_compressed])
+def test_a_plain_npz_is_a_sentence(tmp_path, savez, capsys):
+    savez(tmp_path / "a.npz", a=np.ones(3))
+    assert train_cifar.main(["--eval", str(tmp_path / "a.npz")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "is not a whole checkpoint: its first member is not __header__.npy, as in every file of scratchnet's"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    for path in (tmp_path / "a.npz", Path(os.devnull)):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be read: it is no regular file"):
+            load(path)
+
+
+def test_a_path_of_two_lines_is_one_line_in_a_message(tmp_path):
+    with pytest.raises(CheckpointError, match="a  b.npz cannot be read: No such file or directory$"):
+        load(tmp_path / "a\n\x1bb.npz")
 
 
 def test_a_forged_shape_is_refused_before_memory_is_asked_for():

@@ -34,7 +34,7 @@ def check_config(path, arrays, header):
     width, values = header["config"]["width"], sum(array.size for array in part(arrays, "model").values())
     least = int(0.8 * LAST_CONVOLUTION * width**2)  # channels are rounded, but by less than that
     if width > 1 and values < least:
-        raise CheckpointError(f"{path} holds {values:,} weights, but a network of width {width:g} has over {least:,}")
+        raise CheckpointError(f"{path} holds {values:,} numbers, but a network of width {width:g} has over {least:,}")
 
 
 def resume(trainer, args, console):

@@ -66,7 +66,7 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if not members or members[0].filename != f"{HEADER}.npy":
-            raise ValueError(f"its first member is not {HEADER}.npy, so that it was not written by scratchnet")
+            raise ValueError(f"its first member is not {HEADER}.npy, as in every file of scratchnet's")
         _check_layout(members, data)
         text = _parse_npy(archive.read(members[0])).tobytes()
         header = _parse_header(text)
