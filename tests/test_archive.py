@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import train_cifar
 from scratchnet.training import archive, checkpoint
 from scratchnet.training.checkpoint import CheckpointError, load, save
 
@@ -234,29 +233,6 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(forge([*MEMBERS, MEMBERS[-1]]))
     with pytest.raises(CheckpointError, match="a member is there twice"):
         load(tmp_path / "a.npz")
-
-
-@pytest.mark.parametrize("savez", [np.savez, np.savez_compressed])
-def test_a_plain_npz_is_a_sentence(tmp_path, savez, capsys):
-    savez(tmp_path / "a.npz", a=np.ones(3))
-    assert train_cifar.main(["--eval", str(tmp_path / "a.npz")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(
-        "is not a whole checkpoint: its first member is not __header__.npy, as in every file of scratchnet's"
-    )
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.npz")
-    for path in (tmp_path / "a.npz", Path(os.devnull)):
-        with pytest.raises(CheckpointError, match=f"{path} cannot be read: it is no regular file"):
-            load(path)
-
-
-def test_a_path_of_two_lines_is_one_line_in_a_message(tmp_path):
-    with pytest.raises(CheckpointError, match="a  b.npz cannot be read: No such file or directory$"):
-        load(tmp_path / "a\n\x1bb.npz")
 
 
 def test_a_forged_shape_is_refused_before_memory_is_asked_for():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from runs import number_of, numbered
 
+import train_cifar
 from scratchnet.training import archive, checkpoint
 from scratchnet.training.checkpoint import CheckpointError, load, load_latest, save, save_rotating
 
@@ -67,6 +68,29 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load(tmp_path / "none.npz")
     with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("savez", [np.savez, np.savez_compressed])
+def test_a_plain_npz_is_a_sentence(tmp_path, savez, capsys):
+    savez(tmp_path / "a.npz", a=np.ones(3))
+    assert train_cifar.main(["--eval", str(tmp_path / "a.npz")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "is not a whole checkpoint: its first member is not __header__.npy, as in every file of scratchnet's"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    for path in (tmp_path / "a.npz", Path(os.devnull)):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be read: it is no regular file"):
+            load(path)
+
+
+def test_a_path_of_two_lines_is_one_line_in_a_message(tmp_path):
+    with pytest.raises(CheckpointError, match="a  b.npz cannot be read: No such file or directory$"):
+        load(tmp_path / "a\n\x1bb.npz")
 
 
 def test_the_last_two_are_kept_and_the_latest_is_loaded(tmp_path):

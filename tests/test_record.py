@@ -94,6 +94,40 @@ def test_a_best_that_is_damaged_after_the_last_epoch_gives_way_to_the_last_state
         assert (result["tested_epoch"], result["best_epoch"], result["best_sha256"]) == (3, None, None)
 
 
+# What a reader looks at -------------------------------------------------------------------------------------------------
+
+DAMAGE = {
+    "a flipped bit": lambda data: data[:9] + bytes([data[9] ^ 4]) + data[10:],
+    "line ends of Windows": lambda data: data.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda data: b"\xef\xbb\xbf" + data,
+    "a torn line": lambda data: data[:-9],
+    "nothing": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["metrics.csv", "config.json", "curves.png"])
+def test_files_for_readers_are_set_right_whatever_happened_to_them(name, how, tmp_path):
+    assert tiny(tmp_path, "--epochs", 1) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.txt"}
+    (tmp_path / name).write_bytes(DAMAGE[how](before[name]))
+    assert tiny(tmp_path, "--epochs", 1, "--resume") == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.txt"} == before
+
+
+def test_the_lines_of_epochs_that_come_again_are_taken_out_of_the_log(tmp_path):
+    assert tiny(tmp_path) == 0
+    log = tmp_path / "log.txt"
+    before = log.read_text()
+    shutil.copy(tmp_path / "last.previous.npz", tmp_path / "last.npz")  # in the middle of epoch 3
+    log.write_text(before + "epoch   2/3  train loss 2 is one that a user wrote\nepoch   3/3  train loss 1.2")
+    assert tiny(tmp_path, "--resume") == 0
+    lines = log.read_text().splitlines()
+    assert sum(line.startswith("epoch   3/3") for line in lines) == 1 == sum("is one that" in line for line in lines)
+    kept = [line for line in before.splitlines() if not line.startswith("epoch   3/3")]
+    assert lines[: len(kept)] == kept
+
+
 # Numbers that are none --------------------------------------------------------------------------------------------------
 
 
