@@ -93,7 +93,7 @@ TINY = [
 def make_tiny(monkeypatch):
     """Let train_cifar.py train a tiny network on a few pictures of noise, and draw nothing that takes long."""
 
-    def model(args, rng):
+    def model(args, rng, *_):
         layers = sn.Conv2d(3, 8, 3, rng=rng), sn.BatchNorm2d(8), sn.ReLU6(), sn.GlobalAvgPool2d(), sn.Flatten()
         return sn.Sequential(*layers, sn.Dropout(0.2, rng=rng), sn.Linear(8, 10, rng=rng))
 

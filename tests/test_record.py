@@ -11,11 +11,11 @@ import pytest
 from runs import content, everything, make_tiny, tiny
 
 import scratchnet as sn
-import train_cifar
 from scratchnet.data.cifar10 import Dataset
 from scratchnet.program import folder
 from scratchnet.program.folder import FolderError, RunFolder
 from scratchnet.training import checkpoint, trainer
+from scratchnet.training.average import WeightAverage
 from scratchnet.training.batches import Batches
 from scratchnet.training.record import Record
 
@@ -141,12 +141,12 @@ def test_nothing_that_is_not_finite_is_ever_in_a_checkpoint(key, value, tmp_path
         if len(done) == 6:  # before a checkpoint
             part, _, rest = key.partition("/")
             slots = dict(optimizer._named_slots())
-            where = {"model": model.state_dict(), "optimizer": slots, "average": averages[0]._average}[part]
+            where = {"model": model.state_dict(), "optimizer": slots, "average": averages[-1]._average}[part]
             where[rest].reshape(-1)[-1] = value
         return done[-1]
 
-    averages, make = [], train_cifar.WeightAverage
-    monkeypatch.setattr(train_cifar, "WeightAverage", lambda *args: averages.append(make(*args)) or averages[0])
+    averages, update = [], WeightAverage.update
+    monkeypatch.setattr(WeightAverage, "update", lambda self: averages.append(self) or update(self))
     monkeypatch.setattr(trainer, "train_step", poisoned)
     assert tiny(tmp_path) == 1
     last = capsys.readouterr().out.splitlines()[-1]
@@ -209,6 +209,9 @@ class Quiet:
 
     def say(self, line):
         pass
+
+    def follow(self, batches, title):
+        return batches
 
     def bar(self, total, done, title):
         return contextlib.nullcontext(SimpleNamespace(n=0, update=int, set_postfix_str=lambda *_, **__: None))

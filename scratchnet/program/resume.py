@@ -5,7 +5,7 @@ import re
 from scratchnet.program.flags import NORMALISE, VARIANTS, UsageError
 from scratchnet.training.atomic import atomic_file, read_regular
 from scratchnet.training.checkpoint import CheckpointError, load_latest, part
-from scratchnet.training.schema import TEXT, Kind, check, number, one_of, whole
+from scratchnet.training.schema import SHA256, TEXT, Kind, check, number, one_of, whole
 
 LENGTH = (
     ". The schedule spreads over all epochs, so that a run that is made longer or shorter is not the run that would have "
@@ -15,7 +15,7 @@ LENGTH = (
 CONFIG = {
     "variant": one_of(*VARIANTS), "width": number(1e-9, 1e6), "dropout": number(0, 1), "image_size": whole(1, 2**14),
     "normalise": one_of(*NORMALISE), "seed": whole(0, 2**128), "batch_size": whole(1), "title": TEXT,
-    "data": {"name": TEXT},
+    "data": {"name": TEXT, "sha256": SHA256},
 }  # fmt: skip
 LAST_CONVOLUTION = 320 * 1280  # weights of MobileNetV2's largest layer at width 1; they grow with the width's square
 CHANGES = Kind(
