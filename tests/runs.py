@@ -124,7 +124,7 @@ def tiny(out, *flags):
 def everything(out):
     """All that a finished run leaves, but for times and for what else it said."""
     arrays, header = checkpoint.load(out / "best.npz")
-    log = re.findall(r"^epoch +\d.*(?=  lr)", (out / "log.txt").read_text(), re.M)
+    log = re.findall(r"^epoch +\d.*(?=  lr)", (out / "log.txt").read_text(errors="replace"), re.M)
     texts = [(out / name).read_text() for name in ("config.json", "result.json", "curves.png")]
-    names = sorted(path.name for path in out.iterdir())
+    names = sorted(path.name for path in out.iterdir() if path.name != checkpoint.PREVIOUS)  # is of no use any more
     return content(out), {key: array.tobytes() for key, array in arrays.items()}, header, log, texts, names

@@ -30,7 +30,7 @@ def check_config(path, arrays, header):
     Raises:
         CheckpointError: the field, and what would be right; or the file is too small for a network of its width.
     """
-    check(header, {"epoch": whole(), "config": CONFIG}, f"{path} is of something else: its header")
+    check(header, {"epoch": whole(), "config": CONFIG}, f"the header of {path}")
     width, values = header["config"]["width"], sum(array.size for array in part(arrays, "model").values())
     least = int(0.8 * LAST_CONVOLUTION * width**2)  # channels are rounded, but by less than that
     if width > 1 and values < least:

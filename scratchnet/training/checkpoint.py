@@ -112,7 +112,7 @@ def load_latest(folder: str | Path, warn: Callable[[str], None]) -> tuple[dict, 
 
 def shown(what: object) -> str:
     """Something's text on one line, whatever is in it: for messages."""
-    return "".join(c if c.isprintable() else " " for c in str(what)).strip()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))
 
 
 def part(arrays: dict[str, Any], name: str) -> dict[str, Any]:
