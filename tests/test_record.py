@@ -128,7 +128,7 @@ def test_the_lines_of_epochs_that_come_again_are_taken_out_of_the_log(tmp_path):
     assert lines[: len(kept)] == kept
 
 
-# Numbers that are none --------------------------------------------------------------------------------------------------
+# Numbers that are not finite --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["model/1.running_var", "optimizer/square/6.weight", "average/0.bias"])

@@ -48,7 +48,7 @@ def resume(trainer, args, console):
     """
     found = load_latest(args.out, console.say)
     if found is None:
-        _forget_epochs(args.out / "log.txt", 0, console)
+        _forget_epochs(args.out / "log.txt", trainer)
         console.say(f"nothing to resume in {args.out}: starting from the beginning")
         return
     arrays, header, path = found
@@ -62,7 +62,7 @@ def resume(trainer, args, console):
                 f"--resume: {path} is of another run: {changed}. Give the same flags, or another --out, or accept the "
                 "difference with --resume-with-changes"
             )
-        check(header, {"batch": whole()}, f"{path}: its header")
+        check(header, {"batch": whole()}, f"the header of {path}")
         if header["epoch"] + (header["batch"] > 0) > args.epochs:
             raise UsageError(
                 f"--epochs: {path} has {header['epoch']} whole epochs behind it already, got {args.epochs}"
@@ -76,21 +76,21 @@ def resume(trainer, args, console):
         trainer.restore(arrays, header)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    _forget_epochs(args.out / "log.txt", trainer.epoch, console)
+    _forget_epochs(args.out / "log.txt", trainer)
     console.say(f"resuming {path}: epoch {trainer.epoch + 1}, after {trainer.batch} of its {len(trainer.train)} steps")
 
 
-def _forget_epochs(log, epoch, console):
-    """Take out of the log the lines of epochs after `epoch`, which come again, and a torn line."""
+def _forget_epochs(log, trainer):
+    """Take out of the log the lines of epochs that come again, and a torn line."""
     try:
-        lines = read_regular(log).splitlines(keepends=True)
+        *lines, torn = read_regular(log).split(b"\n")
     except OSError:  # none, or a log that is no file: nothing to take back
         return
-    kept = [line for line in lines if line.endswith(b"\n") and not _is_after(line, epoch)]
-    if kept != lines:
-        with atomic_file(log) as file:
+    kept = [line + b"\n" for line in lines if not _is_after(line, trainer.epoch)]
+    if torn or len(kept) < len(lines):
+        with atomic_file(log, check=trainer.record.check_folder) as file:
             file.writelines(kept)
-        console.log_to(log)  # the new file
+        trainer.console.log_to(log)  # the new file
 
 
 def _is_after(line, epoch):

@@ -75,6 +75,8 @@ class Record:
             if self.best["epoch"]:
                 self.load_best()
         except CheckpointError as error:
+            if isinstance(error.__cause__, MemoryError):  # says nothing of the file
+                raise error.__cause__ from None
             if (header["epoch"], header["batch"]) == (self.best["epoch"], 0):
                 self._best_sha256 = content_hash(arrays, header)
                 checkpoint.save(self.out / BEST, arrays, header, self.check_folder)

@@ -161,11 +161,11 @@ class Trainer:
         self.record.save(arrays, header, is_best)
         self.record.show()
 
-    # Numbers that are none -------------------------------------------------------------------------------------------
+    # Numbers that are not finite -------------------------------------------------------------------------------------
 
     @contextmanager
     def _watched_optimizer(self):
-        """Stop before an update by a gradient that is not finite; then it is the turn of whoever set `before_step`."""
+        """Stop before an update where a gradient is not finite; after this look comes the user's own `before_step`."""
         theirs = self.optimizer.before_step
 
         def look(optimizer):
@@ -199,7 +199,7 @@ class Trainer:
         self.record.save(*self._state())
 
     def best_state(self):
-        """(arrays, header) of what is to be tested: best.npz, or the state at hand where it was lost, which is said."""
+        """(arrays, header) of what is to be tested: best.npz; where it is lost, the last state, and a line says so."""
         state = self._state()
         self.record.require_best(*state)
         if self.record.best["epoch"]:
@@ -208,7 +208,7 @@ class Trainer:
         return state
 
     def _state(self):
-        """The arrays, all of them finite, and the header of best.npz: last.npz has more."""
+        """The arrays, all of them finite, and the header of best.npz; that of last.npz has more fields."""
         arrays = {key: to_device(value, "cpu") for key, value in self._arrays().items()}
         if bad := not_finite(arrays):
             self._stop(bad, self.steps_done - 1)
