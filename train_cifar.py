@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 a number was no longer finite, memory ran out, or a file c
 cannot be had; 130 and 143 stopped by a signal: the same command with --resume goes on.
 """
 
-import json
 import sys
 
 import numpy as np
@@ -24,9 +23,11 @@ from scratchnet.program.parser import UsageError
 from scratchnet.program.report import say_header, say_result, write_result
 from scratchnet.program.resume import resume
 from scratchnet.program.setup import make_batches, make_parts, set_precision, set_threads
+from scratchnet.training.atomic import write_json
 from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.trainer import BEST, Diverged, Interrupted, Trainer
+from scratchnet.training.signals import Interrupted
+from scratchnet.training.trainer import Diverged, Trainer
 
 
 @outlive_terminal()
@@ -48,7 +49,7 @@ def main(arguments=None):
             console.log_to(folder.path / "log.txt")
             if folder.moved:
                 console.say(f"the earlier run in {args.out} was moved to {folder.moved}")
-            return train(args, parts, data, test, source, console)
+            return train(folder, args, parts, data, test, source, console)
     except (UsageError, cifar10.DataError, CheckpointError, FolderError, PictureError, sn.DeviceError) as error:
         console.error(f"train_cifar.py: error: {error}")
         return 2
@@ -69,12 +70,18 @@ def main(arguments=None):
         return 130
 
 
-def train(args, parts, data, test, source, console):
+def train(folder, args, parts, data, test, source, console):
     """Train, then test the best checkpoint, once."""
     trainer = Trainer(**parts, out=args.out, console=console)
+    trainer.record.check_folder = folder.check
     if args.resume:
         resume(trainer, args, console)
-    (args.out / "config.json").write_text(json.dumps(trainer.config, indent=1) + "\n")
+    write_json(args.out / "config.json", trainer.config, folder.check)
+    if trainer.epoch < trainer.epochs:  # a result is there only once this run has one
+        folder.check()
+        for path in (args.out / "result.json", args.out / "confusion.png"):
+            if path.exists():
+                path.unlink()
     say_header(trainer, args, data, test, source)
     console.expect(args.epochs * len(trainer.train) - trainer.steps_done)
     before = room()
@@ -83,13 +90,13 @@ def train(args, parts, data, test, source, console):
     except MemoryError as error:
         needs = bytes_per_picture(trainer.model, (3, args.image_size, args.image_size))
         raise MemoryError(out_of_memory(error, args.batch_size, needs, before)) from None
-    arrays, header = load(args.out / BEST)
+    arrays, header = trainer.best_state()
+    best = trainer.record.best["epoch"]
     trainer.model.load_state_dict(weights_of(arrays))
     result = evaluate_test(trainer.model, args, test, trainer.device, console)
-    write_result(args, test, result, header, trainer.config)
-    console.say(
-        f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, the best by validation"
-    )
+    write_result(args, test, result, header, best, trainer.config, folder.check)
+    which = "the best by validation" if best else "the last"
+    console.say(f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, {which}")
     say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"])
     return 0
 

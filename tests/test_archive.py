@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scratchnet.training import archive
+from scratchnet.training import archive, checkpoint
 from scratchnet.training.checkpoint import CheckpointError, load, save
 
 SLOW = os.environ.get("SCRATCHNET_SLOW") == "1"
@@ -99,7 +99,7 @@ def trial(monkeypatch):
     path, wanted = Path("damaged.npz"), content(ARRAYS, HEADER)
 
     def refused(data):
-        monkeypatch.setattr(Path, "read_bytes", lambda self: data)  # thousands of real files take too long
+        monkeypatch.setattr(checkpoint, "read_regular", lambda path: data)  # thousands of real files take too long
         try:
             loaded = load(path)
         except CheckpointError as error:
@@ -171,7 +171,7 @@ def npy(array_or_header, data=b""):
 def with_header(change):
     """The checkpoint with its header changed and everything else, the hash too, as it was."""
     header = json.loads(MEMBERS[0][1][128:])
-    change(header)
+    header = change(header) or header
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     return forge([("__header__.npy", npy(np.frombuffer(text, np.uint8))), *MEMBERS[1:]])
 
@@ -181,6 +181,7 @@ HUGE = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 9999
 LONGER = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }", bytes(17))
 FORTRAN = npy("{'descr': '<f8', 'fortran_order': True, 'shape': (1,), }", bytes(8))
 PICKLE = npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n(S'false'\ntR.")
+SPACED = np.frombuffer(MEMBERS[0][1][128:].replace(b"{", b"{ "), np.uint8)
 OTHER = with_header(lambda header: header["checkpoint"].update(format="?"))
 NEWER = with_header(lambda header: header["checkpoint"].update(version=2, scratchnet="9.9"))
 FORGED = {
@@ -194,12 +195,26 @@ FORGED = {
     "array renamed": (forge([*MEMBERS[:-1], ("ordre.npy", MEMBERS[-1][1])]), "SHA-256"),
     "header changed": (with_header(lambda header: header.update(epoch=4)), "SHA-256"),
     "no checkpoint": (npy(np.ones(3)), "not a zip file"),
-    "text inside": (forge([*MEMBERS, ("notes.txt", b"hello")]), "a member is not a .npy file"),
+    "text inside": (forge([*MEMBERS, ("notes.txt", b"hello")]), "'notes.txt' does not end in .npy"),
     "pickle inside": (forge([*MEMBERS, ("o.npy", PICKLE)]), "a member is not a .npy file"),
     "fortran order": (forge([*MEMBERS, ("o.npy", FORTRAN)]), "a member is not a .npy file"),
     "huge shape": (forge([*MEMBERS, ("o.npy", HUGE)]), r"size does not go with its shape \(99999999999, 99999999999\)"),
     "odd size": (forge([*MEMBERS, ("o.npy", LONGER)]), "size does not go with its shape"),
-    "no header": (forge(MEMBERS[1:]), "no item named '__header__.npy'"),
+    "no .npy": (forge([*MEMBERS, ("order", MEMBERS[-1][1])]), "'order' does not end in .npy"),
+    "name cut by NUL": (WHOLE.replace(b"order.npy", b"order\0npy"), "'order' does not end in .npy"),
+    "header spaced": (forge([(MEMBERS[0][0], npy(SPACED)), *MEMBERS[1:]]), "its header is not as scratchnet writes it"),
+    "header a list": (with_header(lambda header: [header]), "does not say that it is one"),
+    "version 0": (with_header(lambda header: header["checkpoint"].update(version=0)), "not as scratchnet writes it"),
+    "version true": (
+        with_header(lambda header: header["checkpoint"].update(version=True)),
+        "does not say that it is one",
+    ),
+    "two-line writer": (
+        with_header(lambda header: header["checkpoint"].update(numpy="2\n3")),
+        "which versions of .* wrote",
+    ),
+    "no member": (forge([]), "first member is not __header__.npy"),
+    "no header": (forge(MEMBERS[1:]), "first member is not __header__.npy"),
     "other format": (OTHER, "does not say that it is one"),
     "newer format": (NEWER, "has format version 2, written by scratchnet 9.9; this one reads versions up to 1"),
 }

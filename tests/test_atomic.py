@@ -179,6 +179,7 @@ def test_a_folder_that_takes_no_file_keeps_the_old_checkpoint(tmp_path, monkeypa
     with pytest.raises(PermissionError, match="Permission denied: '.*last.npz'"):
         save_rotating(tmp_path, *numbered(2))
     tmp_path.chmod(0o755)
+    monkeypatch.undo()
     assert number_of(load_latest(tmp_path, pytest.fail)) == 1 and os.listdir(tmp_path) == ["last.npz"]
 
 

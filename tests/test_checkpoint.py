@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from runs import number_of, numbered
 
+import train_cifar
 from scratchnet.training import archive, checkpoint
 from scratchnet.training.checkpoint import CheckpointError, load, load_latest, save, save_rotating
 
@@ -67,6 +68,29 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load(tmp_path / "none.npz")
     with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("savez", [np.savez, np.savez_compressed])
+def test_a_plain_npz_is_a_sentence(tmp_path, savez, capsys):
+    savez(tmp_path / "a.npz", a=np.ones(3))
+    assert train_cifar.main(["--eval", str(tmp_path / "a.npz")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "is not a whole checkpoint: its first member is not __header__.npy, as in every file of scratchnet's"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    for path in (tmp_path / "a.npz", Path(os.devnull)):
+        with pytest.raises(CheckpointError, match=f"{path} cannot be read: it is no regular file"):
+            load(path)
+
+
+def test_a_path_of_two_lines_is_one_line_in_a_message(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a\\n\\x1bb.npz cannot be read: No such file or directory$"):
+        load(tmp_path / "a\n\x1bb.npz")
 
 
 def test_the_last_two_are_kept_and_the_latest_is_loaded(tmp_path):
@@ -125,15 +149,15 @@ def test_only_leftovers_of_dead_processes_are_removed(tmp_path):
 
 def test_arrays_that_fit_pass_and_others_are_named(tmp_path):
     like = {f"w{i}": np.ones((i, 2), np.float32) for i in range(6)}
-    checkpoint.expect({key: value + 1 for key, value in like.items()}, like, "network")
+    archive.expect({key: value + 1 for key, value in like.items()}, like, "network")
     with pytest.raises(CheckpointError, match=r"^network: the arrays do not fit: 4 missing \('w0', 'w1', 'w2', …\)$"):
-        checkpoint.expect({key: like[key] for key in ("w4", "w5")}, like, "network")
+        archive.expect({key: like[key] for key in ("w4", "w5")}, like, "network")
     with pytest.raises(CheckpointError, match=r"1 unexpected \('extra'\)"):
-        checkpoint.expect(like | {"extra": np.ones(1)}, like, "network")
+        archive.expect(like | {"extra": np.ones(1)}, like, "network")
     with pytest.raises(CheckpointError, match=r"1 different \('w3' is float32 \(2, 3\), expected float32 \(3, 2\)\)"):
-        checkpoint.expect(like | {"w3": like["w3"].T}, like, "network")
+        archive.expect(like | {"w3": like["w3"].T}, like, "network")
     with pytest.raises(CheckpointError, match=r"'w3' is float64 \(3, 2\), expected float32 \(3, 2\)"):
-        checkpoint.expect(like | {"w3": like["w3"].astype(float)}, like, "network")
+        archive.expect(like | {"w3": like["w3"].astype(float)}, like, "network")
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])

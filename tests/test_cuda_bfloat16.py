@@ -22,6 +22,7 @@ from device import (
 from hostmodule import HostModule, has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import rows_of
 from strategies import in_layout, rngs
 
 import scratchnet as sn
@@ -32,7 +33,6 @@ from scratchnet.kernels.cuda import launch as cuda_launch
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward
 from scratchnet.training.checkpoint import load
-from scratchnet.training.metrics import MetricsLog
 from scratchnet.training.optim import SGD
 from scratchnet.training.trainer import train_step
 
@@ -191,7 +191,7 @@ def test_the_program(standin, tmp_path):
     for precision in ("float32", "bf16"):
         flags = ["--device", "cuda", "--precision", precision, "--flip-test", "--out", str(tmp_path / precision)]
         assert train_on_a_few_shapes(*flags) == 0
-    loss, want = (MetricsLog(tmp_path / name / "metrics.csv").rows()[0] for name in ("bf16", "float32"))
+    loss, want = (rows_of(tmp_path / name)[0] for name in ("bf16", "float32"))
     assert loss["train_loss"] == pytest.approx(want["train_loss"], rel=0.05)
     assert loss["train_loss"] != want["train_loss"]
     assert load(tmp_path / "bf16" / "last.npz")[0]["model/features.0.0.weight"].dtype == np.float32

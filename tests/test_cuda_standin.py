@@ -10,6 +10,7 @@ import pytest
 from conformance import close, each_row
 from device import batches, held_to_the_cpu, on_the_host, run_every_kernel, train_on_a_few_shapes
 from hostmodule import has_compiler
+from runs import rows_of
 from strategies import in_layout
 
 import scratchnet as sn
@@ -19,7 +20,6 @@ from scratchnet import flat, kernels
 from scratchnet.array import to_device
 from scratchnet.device import product
 from scratchnet.training.checkpoint import load
-from scratchnet.training.metrics import MetricsLog
 from scratchnet.training.optim import SGD, Adam, AdamW
 from scratchnet.training.trainer import train_step
 
@@ -245,7 +245,7 @@ def test_the_program_trains_as_on_the_cpu(tmp_path):
         assert train_on_a_few_shapes(*arguments) == 0
         arrays = load(tmp_path / device / "last.npz")[0]
         results[device] = {name: value for name, value in arrays.items() if name.startswith("model/")}
-        losses.append(MetricsLog(tmp_path / device / "metrics.csv").rows()[0]["train_loss"])
+        losses.append(rows_of(tmp_path / device)[0]["train_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     for name, want in results["cpu"].items():  # float32, with pixels on the kinks: what is exact is tested above
         got = results["cuda"][name]

@@ -49,6 +49,18 @@ def test_it_counts_what_is_taken_for_what_over_batches_of_different_sizes():
     assert np.isnan(result.class_accuracy[2])
 
 
+def test_it_leaves_every_module_in_the_mode_in_which_it_was():
+    rng = np.random.default_rng(3)
+    model = sn.Sequential(sn.BatchNorm2d(3), sn.GlobalAvgPool2d(), sn.Flatten(), sn.Linear(3, 3, rng=rng))
+    model.train()
+    model[0].eval(save=True)  # frozen statistics, as in fine-tuning
+    for change in (lambda: None, model.eval, lambda: model.eval(save=True), model.train):
+        change()
+        modes = [(module.training, module.saves) for _, module in model.named_modules()]
+        evaluate(model, sn.CrossEntropyLoss(), batches(pictures()))
+        assert [(module.training, module.saves) for _, module in model.named_modules()] == modes
+
+
 def test_with_its_mirror_image_a_picture_has_no_sides():
     result = evaluate(Sides(), sn.CrossEntropyLoss(), batches(pictures()), flip=True)
     # both halves get one and the same logit: log(2) but for the third class

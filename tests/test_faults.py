@@ -112,13 +112,13 @@ def test_two_signals_within_a_moment_still_save_whole_files(tmp_path, monkeypatc
 
 
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
-    append = trainer.MetricsLog.append
+    add = trainer.Record.add
 
     def interrupted(self, row):
         os.kill(os.getpid(), signal.SIGTERM)
-        append(self, row)
+        return add(self, row)
 
-    monkeypatch.setattr(trainer.MetricsLog, "append", interrupted)
+    monkeypatch.setattr(trainer.Record, "add", interrupted)
     assert run("--out", tmp_path, "--epochs", 1) == 143
     assert not (tmp_path / "result.json").exists()
     assert run("--out", tmp_path, "--epochs", 1, "--resume") == 0

@@ -2,6 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Any
+
+from scratchnet.training.atomic import remove_leftovers
 
 try:
     import fcntl
@@ -34,7 +37,7 @@ class RunFolder:
     def __init__(self, path, keep):
         self.path = Path(path)
         self.keep, self.moved = keep, None
-        self._file = None
+        self._file: Any = None
 
     def __enter__(self):
         try:
@@ -42,16 +45,34 @@ class RunFolder:
             if not self.keep and any((self.path / name).exists() for name in TRACES):
                 self.moved = self._move_aside()
                 self._lock()
-        except FolderError:
+            remove_leftovers(self.path)
+        except BaseException as error:  # an interrupt, too, gives the lock back
             self._unlock()
+            if isinstance(error, OSError) and not isinstance(error, FolderError):
+                raise FolderError(f"the output folder {self.path} cannot be used: {error.strerror or error}") from error
             raise
-        except OSError as error:
-            self._unlock()
-            raise FolderError(f"the output folder {self.path} cannot be used: {error.strerror or error}") from error
         return self
 
     def __exit__(self, *_):
         self._unlock()
+
+    def check(self):
+        """Refuse to write when the path leads to another folder than the one that was locked; to be called before.
+
+        Raises:
+            FolderError: the folder was moved, removed or replaced, or its lock was removed.
+        """
+        if not self._is_ours():
+            raise FolderError(
+                f"{self.path} is no longer the folder in which this run began: it was moved, or its {LOCK} removed. "
+                "Nothing more is written; where the folder is now, --resume goes on"
+            )
+
+    def _is_ours(self):
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path / LOCK))
+        except OSError:
+            return False
 
     def _unlock(self):
         if self._file is not None:
@@ -60,26 +81,35 @@ class RunFolder:
 
     def _lock(self):
         """Take the lock, which ends with the process at the latest, however it ends: no stale lock stays behind."""
-        self._unlock()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path / LOCK, "a+")
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "unknown"
-            raise FolderError(
-                f"another run (process {owner}) is writing to {self.path}: wait for it, or choose another --out"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
+        for _ in range(100):
+            self._unlock()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path / LOCK, "a+b", buffering=0)
+            if fcntl is None:
+                return
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._file.seek(0)
+                owner = self._file.read(20).strip()
+                owner = owner.decode() if owner.isdigit() else "unknown"
+                raise FolderError(
+                    f"another run (process {owner}) is writing to {self.path}: wait for it, or choose another --out"
+                ) from None
+            if self._is_ours():  # else another start moved the folder away between the two calls
+                self._file.truncate(0)
+                self._file.write(b"%d\n" % os.getpid())
+                return
+        raise FolderError(f"the output folder {self.path} is replaced again and again: choose another --out")
 
     def _move_aside(self):
-        number = 1
-        while (target := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        if Path.cwd().is_relative_to(os.path.realpath(self.path)):
+            raise FolderError(
+                f"{self.path} holds an earlier run, and is or holds the current folder: choose another --out, or --resume"
+            )
+        path = Path(os.path.normpath(self.path))  # "a/.." has no name to add a number to
+        path, number = path if path.name not in ("", "..") else Path(os.path.abspath(path)), 1
+        while (target := path.with_name(f"{path.name}.{number}")).exists():
             number += 1
-        self.path.rename(target)
+        path.rename(target)
         return target

@@ -1,11 +1,10 @@
 """What train_cifar.py says: what is about to be trained, and how it ended."""
 
-import json
-
 import numpy as np
 
 import scratchnet as sn
 from scratchnet.trace import table, trace, trace_step
+from scratchnet.training.atomic import write_json
 from scratchnet.training.evaluation import confusion_lines, draw_confusion
 
 
@@ -36,18 +35,20 @@ def say_header(trainer, args, data, test, source):
         say(f"a training step with the first {args.batch_size} pictures:\n{table(step)}")
 
 
-def write_result(args, test, result, header, config):
-    """result.json: the test of the checkpoint with this header."""
+def write_result(args, test, result, header, best_epoch, config, check):
+    """result.json: the test of the checkpoint with this header, which is that of the best epoch, or of the last (0)."""
+    shares = zip(test.classes, result.class_accuracy.tolist(), strict=True)
     report = {
         "data": config["data"],
-        "best_epoch": header["epoch"],
-        "best_sha256": header["checkpoint"]["sha256"],
+        "tested_epoch": header["epoch"],
+        "best_epoch": best_epoch or None,  # None: no best checkpoint was left
+        "best_sha256": header["checkpoint"]["sha256"] if best_epoch else None,
         "flip_test": args.flip_test,
         "test_loss": result.loss,
         "test_accuracy": result.accuracy,
-        "class_accuracy": dict(zip(test.classes, result.class_accuracy.tolist(), strict=True)),
+        "class_accuracy": {name: None if share != share else share for name, share in shares},  # JSON has no NaN
     }
-    (args.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.out / "result.json", report, check)
 
 
 def say_result(console, args, test, result, picture, title):

@@ -8,20 +8,26 @@ temporary name, `remove_leftovers` of a later one takes away.
 """
 
 import contextlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+Check = Callable[[], None] | None
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, keep: str | Path | None = None, check: Check = None) -> Iterator[BinaryIO]:
     """A file to write into, that takes the place of `path` when the block ends well, and never before.
 
     Args:
         path: the file to make or to replace.
         keep: another name in the same folder, at which to leave the file that was at `path`; None lets it go.
+        check: raises where the folder is no longer the one to write into. It is called when the temporary file is there:
+            if the folder is moved before, it notices; if after, the temporary file went with it, and nothing is renamed.
 
     Raises:
         OSError: with the name of `path`; what was at `path` is still there, or already at `keep`.
@@ -30,6 +36,8 @@ def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
     names = [path] if keep is None else [path, Path(keep)]
     try:
         with open(_temporary(path), "wb") as file:
+            if check:
+                check()
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -41,6 +49,24 @@ def atomic_file(path: str | Path, keep: str | Path | None = None) -> Iterator[Bi
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
+
+
+def write_json(path: str | Path, value: Any, check: Check = None) -> None:
+    """Write what JSON can hold, by `atomic_file`."""
+    with atomic_file(path, check=check) as file:
+        file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The bytes of a regular file: reading a pipe or a device might wait, or go on, for ever.
+
+    Raises:
+        OSError: it cannot be read, or is something else than a file.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(None, "it is no regular file", str(path))
+        return file.read()
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -31,26 +31,27 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode, kind
-from scratchnet.training.atomic import atomic_file, remove_leftovers
+from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode
+from scratchnet.training.atomic import Check, atomic_file, read_regular, remove_leftovers
 
 LAST, PREVIOUS = "last.npz", "last.previous.npz"
 
 
-def save(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+def save(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None) -> None:
     """Write a checkpoint, durably and all or nothing.
 
     Args:
         path: the file; its folder must exist.
         arrays: key -> NumPy array of numbers or booleans, of any shape.
         header: anything that JSON can hold; a field "checkpoint" is replaced.
+        check: as `atomic_file` takes it.
 
     Raises:
         CheckpointError: an array or the header cannot be stored.
         OSError: the file could not be written, and its name is in the message; the old file is still there, whole.
     """
     data = encode(arrays, header)
-    with atomic_file(path) as file:
+    with atomic_file(path, check=check) as file:
         file.write(data)
 
 
@@ -61,23 +62,25 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         CheckpointError: for whatever keeps the content from being exactly what was saved.
     """
     try:
-        return decode(Path(path).read_bytes())
+        return decode(read_regular(path))
     except NewerFormatError as error:
-        raise NewerFormatError(f"{path} {error}") from None
+        raise NewerFormatError(f"{shown(path)} {error}") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
-        raise CheckpointError(f"{path} does not fit into the memory of this machine") from error
+        raise CheckpointError(f"{shown(path)} does not fit into the memory of this machine") from error
     except Exception as error:  # a damaged file can make zipfile and json raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path} is not a whole checkpoint: {reason}") from error
+        reason = shown(error)[:200] or type(error).__name__
+        raise CheckpointError(f"{shown(path)} is not a whole checkpoint: {reason}") from error
 
 
-def save_rotating(folder: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+def save_rotating(
+    folder: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None
+) -> None:
     """`save` as last.npz in `folder`, keeping the one before it as last.previous.npz."""
     data = encode(arrays, header)
     remove_leftovers(folder)
-    with atomic_file(Path(folder) / LAST, keep=Path(folder) / PREVIOUS) as file:
+    with atomic_file(Path(folder) / LAST, keep=Path(folder) / PREVIOUS, check=check) as file:
         file.write(data)
 
 
@@ -107,23 +110,9 @@ def load_latest(folder: str | Path, warn: Callable[[str], None]) -> tuple[dict, 
     raise CheckpointError("; ".join(map(str, failures)))
 
 
-def expect(arrays: dict[str, Any], like: dict[str, Any], what: str) -> None:
-    """Check that `arrays` has exactly the keys, shapes and dtypes of `like`; `what` opens the message.
-
-    Raises:
-        CheckpointError: it does not; the first three keys of each kind of difference are named.
-    """
-    missing = [repr(key) for key in like if key not in arrays]
-    unexpected = [repr(key) for key in arrays if key not in like]
-    kinds = {key: (kind(arrays[key]), kind(like[key])) for key in like if key in arrays}
-    different = [f"{key!r} is {got}, expected {wanted}" for key, (got, wanted) in kinds.items() if got != wanted]
-    parts = [
-        f"{len(found)} {name} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
-        for name, found in (("missing", missing), ("unexpected", unexpected), ("different", different))
-        if found
-    ]
-    if parts:
-        raise CheckpointError(f"{what}: the arrays do not fit: {'; '.join(parts)}")
+def shown(what: object) -> str:
+    """Something's text on one line, whatever is in it: for messages."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))
 
 
 def part(arrays: dict[str, Any], name: str) -> dict[str, Any]:

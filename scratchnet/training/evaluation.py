@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
-    """Evaluate all batches in eval mode; the network is left in training mode.
+    """Evaluate all batches in eval mode; the network and all in it are left in the modes in which they were.
 
     Args:
         model, criterion: as `train_step` takes them.
@@ -34,6 +34,7 @@ def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
         device: where the model is.
         flip: whether the logits are the mean of those for the picture and for its mirror image.
     """
+    modes = [(module, module.training, module.saves) for _, module in model.named_modules()]
     model.eval()
     loss, confusion = Average(), None
     try:
@@ -49,7 +50,8 @@ def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
             counts = (right @ said.T).astype("int64")  # bincount would make a GPU wait
             confusion = counts if confusion is None else confusion + counts
     finally:
-        model.train()
+        for module, training, saves in modes:
+            module.training, module.saves = training, saves
     table = to_device(confusion, "cpu")
     return Evaluation(loss.value, int(table.trace()) / int(table.sum()), table)
 

@@ -1,88 +1,41 @@
 """What a run measures: averages over an epoch, one CSV line an epoch, and the curves.
 
-metrics.csv holds `FIELDS` in its first line and one line of numbers an epoch, epochs counted from 1. A line is whole
-when it ends in a line feed. A run that is killed while it writes one leaves a torn line; it counts as not written, and
-the next append removes it. A run that is killed between the line and the checkpoint would write the line a second time
-when it is resumed: `MetricsLog.truncate_to` with the checkpoint's epoch is what a resuming run calls first.
+metrics.csv holds `FIELDS` in its first line and one line of numbers an epoch, epochs counted from 1. It is written only:
+the rows themselves are in the run's checkpoints, so that whatever happened to the file, the next write sets it right.
 """
 
 import math
 import operator
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchnet.training.atomic import atomic_file
+from scratchnet.training.atomic import Check, atomic_file
 
 FIELDS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr", "seconds", "images_per_second")
-_HEAD = ",".join(FIELDS) + "\n"
 
 
-class MetricsLog:
-    """The rows of metrics.csv; a row maps each of `FIELDS` to a number, the epoch to an int.
+def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path, check: Check = None) -> None:
+    """Write metrics.csv, as a whole.
 
-    Numbers are written with all their digits, so that reading gives the same floats.
+    Args:
+        rows: oldest first; each maps each of `FIELDS` to a number, the epoch to an int. Numbers are written with all
+            their digits, so that reading gives the same floats.
+        path: of the file.
+        check: as `atomic_file` takes it.
 
     Raises:
-        ValueError: the file has another header, or a whole line that is no row.
+        ValueError: a row has other fields than `FIELDS`.
+        OSError: the file could not be written; it is as it was.
     """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.rows()
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line, on the disk when this returns.
-
-        Raises:
-            ValueError: the row has other fields than `FIELDS`.
-            OSError: the line could not be written.
-        """
+    lines = [",".join(FIELDS)]
+    for row in rows:
         if set(row) != set(FIELDS):
-            raise ValueError(f"{self.path}: a row has the fields {', '.join(FIELDS)}, got {', '.join(map(str, row))}")
-        numbers = [str(operator.index(row["epoch"])), *(repr(float(row[field])) for field in FIELDS[1:])]
-        line = ",".join(numbers) + "\n"
-        whole = self._whole_lines()
-        try:
-            with open(self.path, "ab") as file:
-                file.truncate(len(whole))  # drops a torn line
-                file.write((line if whole else _HEAD + line).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error  # a full disk names no file
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows so far, oldest first; none where there is no file."""
-        return [self._parse(line) for line in self._whole_lines().splitlines()[1:]]
-
-    def truncate_to(self, epoch: int) -> None:
-        """Drop the rows of epochs after `epoch`, and a torn line; the lines that stay keep their bytes.
-
-        Raises:
-            OSError: the file could not be written; it is as it was.
-        """
-        head, *lines = self._whole_lines().splitlines(keepends=True) or [b""]
-        kept = [line for line in lines if self._parse(line)["epoch"] <= epoch]
-        if self.path.exists():
-            with atomic_file(self.path) as file:
-                file.write(b"".join([head, *kept]))
-
-    def _whole_lines(self) -> bytes:
-        """The file up to its last line feed; nothing where there is no file, or only a part of the header."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole.startswith(_HEAD.encode()) and not _HEAD.encode().startswith(data):
-            raise ValueError(f"{self.path}: expected the first line {_HEAD.strip()!r}, got {_shown(data)}")
-        return whole
-
-    def _parse(self, line: bytes) -> dict[str, Any]:
-        try:
-            epoch, *numbers = line.decode("ascii").split(",")
-            return dict(zip(FIELDS, [int(epoch), *map(float, numbers)], strict=True))
-        except ValueError:
-            raise ValueError(f"{self.path}: expected a line of {len(FIELDS)} numbers, got {_shown(line)}") from None
+            raise ValueError(f"{path}: a row has the fields {', '.join(FIELDS)}, got {', '.join(map(str, row))}")
+        numbers = (repr(float(row[field])) for field in FIELDS[1:])
+        lines.append(",".join([str(operator.index(row["epoch"])), *numbers]))
+    with atomic_file(path, check=check) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 class Average:
@@ -109,13 +62,14 @@ class Average:
         return float(self.sum) / self.count if self.count else math.nan
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> bool:
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str, check: Check = None) -> bool:
     """Draw loss, accuracy, learning rate and pictures a second over the epochs, as a PNG of 1200 × 750 pixels.
 
     Args:
-        rows: as `MetricsLog.rows` gives them.
+        rows: as `write_rows` takes them.
         path: the PNG, replaced as a whole.
         title: one line, shown as it is.
+        check: as `atomic_file` takes it.
 
     Returns:
         Whether it was drawn: not without rows, and not where matplotlib cannot be imported.
@@ -153,7 +107,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str)
             axes.legend(frameon=False)
         else:  # a quantity whose distance from 0 matters
             axes.set_ylim(0, 1.1 * max([*filter(math.isfinite, values)], default=0) or 1)
-    with atomic_file(path) as file:
+    with atomic_file(path, check=check) as file:
         canvas.print_png(file)
     return True
 
@@ -175,7 +129,3 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...], float, Any], ...] = 
     ("Learning rate", (("lr", "", _GREY),), 1, None),
     ("Pictures a second", (("images_per_second", "", _GREY),), 1, None),
 )
-
-
-def _shown(data: bytes) -> str:
-    return repr(data.split(b"\n")[0][:80].decode("ascii", "replace"))

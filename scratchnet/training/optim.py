@@ -38,6 +38,7 @@ from scratchnet.array import to_device
 from scratchnet.device import device_of, get_array_module
 from scratchnet.flat import lay_flat
 from scratchnet.module import Parameter
+from scratchnet.training.archive import expect
 
 
 def sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay):
@@ -156,9 +157,6 @@ class Optimizer:
         Raises:
             ValueError: a key is missing or unknown, or an array has another shape or dtype.
         """
-        # Imported here, so that `python -m scratchnet.training.checkpoint` does not find itself imported already.
-        from scratchnet.training.checkpoint import expect
-
         what = f"state of {type(self).__name__}"
         expect(state, self.state_dict(), what)
         if int(state["step"]) < 0:

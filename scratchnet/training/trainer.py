@@ -6,7 +6,6 @@ in a checkpoint, so that a run that is killed and resumed ends with the same bit
 """
 
 import math
-import signal
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,11 +15,13 @@ import numpy as np
 from scratchnet.array import to_device
 from scratchnet.layers.loss import CrossEntropyLoss
 from scratchnet.training import checkpoint
+from scratchnet.training.archive import expect, not_finite
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.guard import bad_parameter, first_bad_layer
-from scratchnet.training.metrics import Average, MetricsLog, draw_curves
+from scratchnet.training.metrics import Average
+from scratchnet.training.record import Record, require_state
+from scratchnet.training.signals import Interrupted, waiting_signals
 
-BEST, METRICS, CURVES = "best.npz", "metrics.csv", "curves.png"
 SYNC_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: on a GPU each one waits for the step to end
 
 
@@ -39,29 +40,26 @@ class Diverged(RuntimeError):
     """A number is no longer finite: the loss, or a gradient, which was then not applied."""
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; the checkpoint was written."""
-
-    def __init__(self, number):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
-
-
 class Trainer:
     """One run: a network, an optimizer, a schedule, the batches, and the folder in which all of it is kept.
 
     Args:
-        model, criterion, optimizer: as `train_step` takes them.
+        model, criterion, optimizer: as `train_step` takes them. While it runs, gradients are looked at before what the
+            optimizer's `before_step` does.
         schedule: step -> learning rate.
         train, validation: `Batches`.
         epochs: how many in all.
         out: the folder of metrics.csv, last.npz, best.npz and curves.png.
-        config: what was asked for, as JSON; goes into every checkpoint.
+        config: what was asked for, as a dict that JSON can hold; goes into every checkpoint. Of its keys only "title" is
+            read, where it is there: it stands over the curves.
         generator: the numpy.random.Generator that dropout draws from.
-        console: where to report.
+        console: where to report: has `say(line)` and `bar(total, done, title)`, which gives a tqdm bar.
         device: "cpu" or "cuda", where the model is.
         average: a `WeightAverage` of the model, which is then what is validated; or None.
         checkpoint_every: steps between two checkpoints; there is one at the end of every epoch in any case.
+
+    Attributes:
+        record: the rows so far, which epoch is the best, and the files.
     """
 
     def __init__(
@@ -72,12 +70,10 @@ class Trainer:
         self.train, self.validation = train, validation
         self.epochs, self.out, self.config, self.generator = epochs, Path(out), config, generator
         self.console, self.device, self.average, self.checkpoint_every = console, device, average, checkpoint_every
-        self.metrics = MetricsLog(self.out / METRICS)
+        self.record = Record(self.out, str(config.get("title", "")), console.say)
         self.epoch = self.batch = 0
-        self.best = {"epoch": 0, "val_acc": -1.0}
-        self._signal = None
+        self._signals: list[int] = []
         self._given: tuple = ()  # the batch of the step under way
-        optimizer.before_step = self._look_at_gradients
         self._open_epoch()
 
     @property
@@ -89,15 +85,18 @@ class Trainer:
         """Train to the last epoch.
 
         Raises:
-            Diverged: the loss or a gradient is not finite; the last checkpoint is untouched.
+            Diverged: a number is not finite; the last checkpoint is untouched.
             Interrupted: SIGINT or SIGTERM came, and a checkpoint was written at the end of the step.
         """
-        with self._signals(), np.errstate(all="ignore"):  # what comes of it is looked for before each update
+        self._signals = []
+        with waiting_signals(self._signals.append), self._watched_optimizer(), np.errstate(all="ignore"):
+            self.record.require_best(*self._state())
+            self.record.show()
             while self.epoch < self.epochs:
                 self._train_epoch()
                 self._close_epoch()
-                if self._signal:  # it came after the last step
-                    raise Interrupted(self._signal)
+                if self._signals:  # it came after the last step
+                    raise Interrupted(self._signals[-1])
 
     # One epoch -------------------------------------------------------------------------------------------------------
 
@@ -122,29 +121,14 @@ class Trainer:
                 self.seconds = before + time.perf_counter() - started
                 if self.batch % SYNC_EVERY[self.device] == 0 or self.batch == len(self.train):
                     self._look(bar)
-                if self._signal:
+                if self._signals:
                     self.save()
-                    raise Interrupted(self._signal)
+                    raise Interrupted(self._signals[-1])
                 if self.checkpoint_every and self.steps_done % self.checkpoint_every == 0:
                     self.save()
 
-    def _look_at_gradients(self, optimizer):
-        """Before an update: stop where a gradient is not finite, so that no weight ever is."""
-        if (self.batch + 1) % SYNC_EVERY[self.device]:
-            return
-        if what := bad_parameter(optimizer.params.items()):
-            where = first_bad_layer(self.model, self.criterion, *self._given) or what
-            self._stop(f"{where} is not finite", self.batch + 1)
-
-    def _stop(self, why, step):
-        raise Diverged(
-            f"{why} in step {step} of epoch {self.epoch + 1}, at learning rate {self.optimizer.lr:g}: try a lower --lr; "
-            f"{self.out / checkpoint.LAST} holds the last good state, if any"
-        )
-
     def _look(self, bar):
-        if not math.isfinite(self.loss.value):
-            self._stop(f"the loss is {self.loss.value}", self.batch)
+        self._require_finite(self.loss.value, "the loss")
         bar.set_postfix_str(
             f"loss {self.loss.value:.4f}, accuracy {self.accuracy.value:.4f}, lr {self.optimizer.lr:.4g}, "
             f"{self.pictures / self.seconds:.0f} pictures/s",
@@ -153,39 +137,86 @@ class Trainer:
         bar.update(self.batch - bar.n)
 
     def _close_epoch(self):
-        """Validate, write the epoch's line, its checkpoint and the curves."""
+        """Validate, say the epoch's line, then write its files; resuming takes a line back that no checkpoint followed."""
+        before = self._state()  # is finite: after validation one would not know what is not
         batches = self.console.follow(self.validation, "validation")
         with self.average.in_place() if self.average else nullcontext():  # the plain loss, as in the test
             val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device)
+        self._require_finite(val_loss, "the validation loss")
+        self.record.require_best(*before)
         row = {
             "epoch": self.epoch + 1, "train_loss": self.loss.value, "train_acc": self.accuracy.value,
             "val_loss": val_loss, "val_acc": val_acc, "lr": self.schedule(self.steps_done - 1),
             "seconds": self.seconds, "images_per_second": self.pictures / max(self.seconds, 1e-9),
         }  # fmt: skip
+        is_best = self.record.add(row)
         self.epoch, self.batch = self.epoch + 1, 0
         self._open_epoch()
-        if val_acc > self.best["val_acc"]:
-            self.best = {"epoch": self.epoch, "val_acc": val_acc}
-            checkpoint.save(self.out / BEST, *self._state())
-        self.metrics.append(row)
-        self.save()
-        draw_curves(self.metrics.rows(), self.out / CURVES, self.config["title"])
+        if self.record.check_folder:
+            self.record.check_folder()
         self.console.say(
             f"epoch {row['epoch']:>3}/{self.epochs}  train loss {row['train_loss']:.4f} acc {row['train_acc']:.4f}  "
             f"val loss {val_loss:.4f} acc {val_acc:.4f}  lr {row['lr']:.2e}  {row['seconds']:.1f} s  "
-            f"{row['images_per_second']:.0f} pictures/s" + ("  best" if self.best["epoch"] == self.epoch else "")
+            f"{row['images_per_second']:.0f} pictures/s" + ("  best" if is_best else "")
+        )
+        arrays, header = self._state()
+        self.record.save(arrays, header, is_best)
+        self.record.show()
+
+    # Numbers that are not finite -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _watched_optimizer(self):
+        """Stop before an update where a gradient is not finite; after this look comes the user's own `before_step`."""
+        theirs = self.optimizer.before_step
+
+        def look(optimizer):
+            is_due = (self.batch + 1) % SYNC_EVERY[self.device] == 0
+            if is_due and (what := bad_parameter(optimizer.params.items())):
+                self._stop(first_bad_layer(self.model, self.criterion, *self._given) or what, self.steps_done)
+            if theirs:
+                theirs(optimizer)
+
+        self.optimizer.before_step = look
+        try:
+            yield
+        finally:
+            self.optimizer.before_step = theirs
+
+    def _require_finite(self, value, what):
+        if not math.isfinite(value):
+            self._stop(what, self.steps_done - 1)
+
+    def _stop(self, what, step):
+        epoch, batch = divmod(max(step, 0), len(self.train))
+        raise Diverged(
+            f"{what} is not finite in step {batch + 1} of epoch {epoch + 1}, at learning rate {self.optimizer.lr:g}: try "
+            f"a lower --lr; {self.out / checkpoint.LAST} holds the last good state, if any"
         )
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def save(self):
         """Write last.npz; the one before it is kept as last.previous.npz."""
-        checkpoint.save_rotating(self.out, *self._state())
+        self.record.save(*self._state())
+
+    def best_state(self):
+        """(arrays, header) of what is to be tested: best.npz; where it is lost, the last state, and a line says so."""
+        state = self._state()
+        self.record.require_best(*state)
+        if self.record.best["epoch"]:
+            return self.record.load_best()
+        self.console.say("there is no best checkpoint: the last state is tested instead")
+        return state
 
     def _state(self):
+        """The arrays, all of them finite, and the header of best.npz; that of last.npz has more fields."""
         arrays = {key: to_device(value, "cpu") for key, value in self._arrays().items()}
+        if bad := not_finite(arrays):
+            self._stop(bad, self.steps_done - 1)
+        self._require_finite(float(self.loss.sum), "the loss")
         header = {
-            "config": self.config, "epoch": self.epoch, "batch": self.batch, "best": self.best,
+            "config": self.config, "epoch": self.epoch, "batch": self.batch, "best": self.record.best,
             "loss": [float(self.loss.sum), self.loss.count], "accuracy": [float(self.accuracy.sum), self.accuracy.count],
             "seconds": self.seconds, "pictures": self.pictures,
             "generator": checkpoint.generator_state(self.generator),
@@ -203,36 +234,17 @@ class Trainer:
         }
 
     def restore(self, arrays, header):
-        """Go on from a checkpoint's content.
+        """Go on from the content of a last.npz.
 
         Raises:
-            CheckpointError: it is of another network or optimizer; nothing was changed then.
+            CheckpointError: it is of another network or optimizer, or no state of a run; nothing was changed then.
         """
-        checkpoint.expect(arrays, self._arrays(), "the checkpoint is of another network or optimizer")
+        expect(arrays, self._arrays(), "the checkpoint is of another network or optimizer")
+        require_state(arrays, header, self.epochs, len(self.train))
+        checkpoint.restore_generator(self.generator, header["generator"])
         for part, what in self._parts().items():
             what.load_state_dict(checkpoint.part(arrays, part))
-        checkpoint.restore_generator(self.generator, header["generator"])
-        self.epoch, self.batch, self.best = header["epoch"], header["batch"], header["best"]
+        self.record.restore(header)
+        self.epoch, self.batch = header["epoch"], header["batch"]
         (self.loss.sum, self.loss.count), (self.accuracy.sum, self.accuracy.count) = header["loss"], header["accuracy"]
         self.seconds, self.pictures = header["seconds"], header["pictures"]
-        self.metrics.truncate_to(self.epoch)  # a line that was written after this checkpoint will be written again
-
-    @contextmanager
-    def _signals(self):
-        """SIGINT and SIGTERM wait for the end of the step; the handlers from before come back afterwards.
-
-        A terminal that is closed (SIGHUP) ends nothing: the log in the folder goes on.
-        """
-
-        def remember(number, _frame):
-            self._signal = number
-
-        handlers: dict = {signal.SIGINT: remember, signal.SIGTERM: remember}
-        if hasattr(signal, "SIGHUP"):
-            handlers[signal.SIGHUP] = signal.SIG_IGN
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
