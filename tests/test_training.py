@@ -47,11 +47,11 @@ def test_a_float32_step_makes_no_float64(optimizer):
 def test_a_float32_step_is_the_float64_step_rounded():
     """Bound: 1e-4 of each gradient's largest entry, or of 1 % of the largest anywhere, for gradients that are truly 0.
 
-    It is about 2e-5. In some batches one activation of 100,000 lies on the other side of a kink in float32, which changes
-    the gradient by 1e-3 and more, and rightly so: the median of seven batches counts.
+    It is about 2e-5. In two of five batches one activation of 100,000 lies on the other side of a kink in float32, which
+    changes the gradient by 1e-3 and more, and rightly so: the median of 31 batches counts.
     """
     errors = []
-    for seed in range(7):
+    for seed in range(31):
         gradients = []
         for dtype in (np.float32, np.float64):
             rng = np.random.default_rng(seed)
@@ -61,7 +61,7 @@ def test_a_float32_step_is_the_float64_step_rounded():
             gradients.append([parameter.grad for parameter in model.parameters()])
         floor = 0.01 * max(np.abs(exact).max() for exact in gradients[1])
         errors.append(max(np.abs(a - b).max() / max(np.abs(b).max(), floor) for a, b in zip(*gradients, strict=True)))
-    assert sorted(errors)[3] <= 1e-4, errors
+    assert sorted(errors)[15] <= 1e-4, errors
 
 
 def test_two_runs_are_bit_identical():
