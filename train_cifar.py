@@ -97,7 +97,7 @@ def train(folder, args, parts, data, test, source, console):
     write_result(args, test, result, header, best, trainer.config, folder.check)
     which = "the best by validation" if best else "the last"
     console.say(f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, {which}")
-    say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"])
+    say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"], folder.check)
     return 0
 
 

@@ -137,3 +137,16 @@ def test_a_terminal_that_is_closed_during_the_test_ends_nothing(tmp_path, monkey
         assert signal.getsignal(signal.SIGHUP) is hang_up
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_lines_go_to_the_log_that_was_opened_wherever_its_folder_goes(tmp_path, capsys):
+    """Or a run whose folder was renamed would write into the log of the run that was started in its place."""
+    (tmp_path / "a").mkdir()
+    said = console.Console()
+    said.say("early")
+    said.log_to(tmp_path / "a" / "log.txt")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+    said.say("later \udcff")
+    assert not list((tmp_path / "a").iterdir())
+    assert (tmp_path / "b" / "log.txt").read_text() == "early\nlater \\udcff\n"

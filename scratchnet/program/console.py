@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
+import weakref
 from types import SimpleNamespace
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ class Console:
     def __init__(self):
         _prepare_streams()
         self._early: list[str] = []  # said before it is known where the log lies
-        self._log: Path | None = None
+        self._log: Any = None  # stays open: the file that it is, wherever its folder goes
         self._said = time.monotonic()
         self._steps = 0  # that a run has before it, as long as nobody has said how long they take
         self._measured = [0, 0.0]  # steps of training since then, and their seconds
@@ -37,7 +38,9 @@ class Console:
 
     def log_to(self, path):
         """Append every line to this file from now on, those already said included."""
-        self._log = Path(path)
+        with contextlib.suppress(OSError):
+            self._log = open(path, "ab", buffering=0)
+            weakref.finalize(self, self._log.close)
         early, self._early = self._early, []
         for text in early:
             self._write(text)
@@ -101,8 +104,8 @@ class Console:
         if self._log is None:
             self._early.append(text)
             return
-        with contextlib.suppress(OSError), open(self._log, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
+        with contextlib.suppress(OSError):
+            self._log.write((text + "\n").encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager

@@ -51,12 +51,12 @@ def write_result(args, test, result, header, best_epoch, config, check):
     write_json(args.out / "result.json", report, check)
 
 
-def say_result(console, args, test, result, picture, title):
+def say_result(console, args, test, result, picture, title, check=None):
     """The confusion matrix, and the last two lines of a run."""
     for line in confusion_lines(result, test.classes):
         console.say(line)
     try:
-        if draw_confusion(result, test.classes, picture, title):
+        if draw_confusion(result, test.classes, picture, title, check):
             console.say(f"drawn as {picture}")
     except OSError as error:
         console.say(f"{picture} could not be drawn: {error.strerror or error}")

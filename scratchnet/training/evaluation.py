@@ -7,7 +7,7 @@ import numpy as np
 
 from scratchnet.array import as_images, as_maps, to_device
 from scratchnet.device import get_array_module
-from scratchnet.training.atomic import atomic_file
+from scratchnet.training.atomic import Check, atomic_file
 from scratchnet.training.metrics import Average
 
 
@@ -73,8 +73,12 @@ def confusion_lines(result: Evaluation, classes: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def draw_confusion(result: Evaluation, classes: tuple[str, ...], path: str | Path, title: str) -> bool:
+def draw_confusion(
+    result: Evaluation, classes: tuple[str, ...], path: str | Path, title: str, check: Check = None
+) -> bool:
     """Draw the confusion matrix in per cent of each class, as a PNG; False where matplotlib cannot be imported.
+
+    `check` is as in `atomic_file`.
 
     Raises:
         OSError: the file could not be written.
@@ -98,6 +102,6 @@ def draw_confusion(result: Evaluation, classes: tuple[str, ...], path: str | Pat
     axes.set_xlabel("taken for, % of the class")
     axes.set_ylabel("class")
     axes.set_title(title, fontsize=12, parse_math=False)
-    with atomic_file(path) as file:
+    with atomic_file(path, check=check) as file:
         canvas.print_png(file)
     return True
