@@ -3,6 +3,7 @@
 This is the one file that imports cupy, and it does so only when a GPU is asked for.
 """
 
+import functools
 import sys
 import threading
 from typing import NamedTuple
@@ -23,7 +24,12 @@ class Kind(NamedTuple):
 
 def kind_of(x):
     """The `Kind` of an array."""
-    return Kind(device_of(x), x.dtype.name)
+    return Kind(device_of(x), _name_of(x.dtype))
+
+
+@functools.cache
+def _name_of(dtype):
+    return dtype.name  # NumPy makes the name anew each time, which takes longer than a small layer
 
 
 def get_array_module(x):

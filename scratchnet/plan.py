@@ -17,12 +17,8 @@ from scratchnet.layers.shortcut import add
 from scratchnet.module import Module
 from scratchnet.parallel.threads import computing
 
-FUSIONS = (
-    (3, PointwiseStep),
-    (3, DepthwiseStep),
-    (3, FoldedStep),
-    (2, FoldedStep),
-)  # how many layers, the step for them
+# how many layers, and the step for them
+FUSIONS: tuple = ((3, PointwiseStep), (3, DepthwiseStep), (3, FoldedStep), (2, FoldedStep))
 
 
 class LayerStep:

@@ -17,7 +17,7 @@ from scratchnet.kernels.cpu.norm import row_sums
 from scratchnet.parallel.cuts import slabs
 from scratchnet.parallel.threads import parallel
 
-PASSES = 12  # over x, in the time that a convolution takes
+PASSES = 8  # over x, in the time that a convolution takes
 FEW_COLUMNS = 16  # of a single picture, up to which it is convolved tap by tap
 
 
