@@ -1,7 +1,5 @@
 """What a fused step does whatever it computes: it checks as its layers would, and keeps what its backward needs, once."""
 
-import math
-
 from scratchnet import kernels
 from scratchnet.cache import OneShotCache, located
 from scratchnet.device import kind_of
@@ -60,13 +58,13 @@ class FusedStep(OneShotCache):
             layer.drop_cache()
         with located(self.names[0]):
             conv.check(x)
-        sizes = zip(x.shape[2:], conv.kernel_size, *conv.geometry, strict=True)
-        shape = len(x), conv.out_channels, *(output_size(*axis) for axis in sizes)
-        with located(self.names[1]):
-            norm.require_batch(shape)
+        if len(x) == 1:  # else there are two values a channel in any case
+            sizes = zip(x.shape[2:], conv.kernel_size, *conv.geometry, strict=True)
+            with located(self.names[1]):
+                norm.require_batch((1, conv.out_channels, *(output_size(*axis) for axis in sizes)))
         pair = self.pair(kind_of(x))
         y, mean, var, cache = self.compute(pair.forward, x)
-        norm.track(mean, var, math.prod(shape) // shape[1])
+        norm.track(mean, var, y.size // y.shape[1])
         self.save_cache((pair.backward, cache), y)
         return y
 

@@ -20,7 +20,7 @@ from scratchnet.parallel.cuts import PASS, panels, shares
 from scratchnet.parallel.threads import parallel
 
 ALIKE = 1 / 16
-FEW = 1 << 14  # columns whose products are added up in the precision of x, and then to the others in float64
+FEW = 1 << 14  # columns that stay in the cache from their mean to their covariance
 
 
 def pointwise_forward(x, weight, stride):
@@ -51,17 +51,15 @@ def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     """Over x four passes, over y one."""
     rows, matrix = as_matrix(x), weight[:, :, 0, 0]
     centred, mean_x, left, covariance = _centre(rows)
-    exact = matrix.astype(np.float64)
-    mixed = matmul(exact, covariance)
-    exact_var = np.vecdot(mixed, exact)[:, None]  # (FUSE.3)
-    alike = (abs(exact) @ covariance.diagonal() ** 0.5)[:, None]
-    if not (exact_var + eps >= ALIKE / len(rows) * alike**2).all():  # NaN goes to the three layers too
+    mixed = matmul(matrix, covariance)
+    mean, var = matrix @ mean_x, np.vecdot(mixed, matrix)[:, None]  # (FUSE.3)
+    alike = (abs(matrix) @ covariance.diagonal() ** 0.5)[:, None]
+    if not (var + eps >= ALIKE / len(rows) * alike**2).all():  # NaN goes to the three layers too
         return _three_layers_forward(x, matrix, gamma, beta, eps)
-    inv_std = (1 / (exact_var + eps) ** 0.5).astype(x.dtype)
+    inv_std = 1 / (var + eps) ** 0.5
     scaled = gamma[:, None] * inv_std * matrix  # (FUSE.4)
     y = clipped_product(centred, scaled, beta - (scaled @ left)[:, 0])  # (FUSE.5)
-    cache = y, centred, left, mixed.astype(x.dtype), matrix, scaled, gamma, inv_std
-    mean, var = (exact @ mean_x).astype(x.dtype), exact_var.astype(x.dtype)
+    cache = y, centred, left, mixed, matrix, scaled, gamma, inv_std
     return as_images(y, x), mean[:, 0], var[:, 0], (_folded_backward, cache)
 
 
@@ -94,13 +92,13 @@ def _folded_backward(dy, saved):
 
 
 def _centre(rows):
-    """Xc of X (C, M), x̄ (C, 1), what rounding left of the mean in Xc (C, 1), and K; x̄ and K in float64."""
+    """Xc of X (C, M), x̄ (C, 1), what rounding left of the mean in Xc (C, 1), and K: the means first."""
     parts = shares(rows.shape[1], len(rows) * (len(rows) + 4 * PASS))
     mean = sum(parallel(lambda columns: row_sums(rows[:, columns]), parts))[:, None] / rows.shape[1]
     centred = empty(rows.shape, rows.dtype)
 
     def share(columns):
-        sums, covariance = np.zeros((len(rows), 1)), np.zeros((len(rows), len(rows)))
+        sums, covariance = np.zeros((len(rows), 1), rows.dtype), np.zeros((len(rows), len(rows)), rows.dtype)
         for few in panels(columns, 1, FEW):
             part = np.subtract(rows[:, few], mean, out=centred[:, few])  # (FUSE.1)
             sums[:, 0] += row_sums(part)
@@ -109,7 +107,7 @@ def _centre(rows):
 
     found = parallel(share, parts)
     left, covariance = (sum(part[k] for part in found) / rows.shape[1] for k in range(2))
-    return centred, mean + left, left.astype(rows.dtype), covariance - left @ left.T  # (FUSE.2)
+    return centred, mean + left, left, covariance - left @ left.T  # (FUSE.2)
 
 
 def _masked_products(grad, y, centred, scaled):
