@@ -40,6 +40,11 @@ def get_array_module(x):
     return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
 
 
+def zeros_like(x):
+    """Zeros of the shape and dtype of x, where it lies."""
+    return get_array_module(x).zeros_like(x)
+
+
 def is_array(x):
     """Whether x is an array that the layers compute on: NumPy's or CuPy's."""
     return isinstance(x, np.ndarray) or get_array_module(x) is not np

@@ -13,7 +13,7 @@ FLOORS = [  # from the ground up; a file may import from lower floors, and from 
     "array parallel",
     "kernels.cpu kernels.cuda",
     "kernels",
-    "cache flat",
+    "cache flat parameter",
     "module",
     "layers",
     "fused",

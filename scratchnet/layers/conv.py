@@ -182,9 +182,8 @@ class Conv2d(Module):
         self.dilation = pair(dilation, "Conv2d: dilation", 1)
         for what, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if not (is_count(groups) and is_count(channels) and channels % groups == 0):
-                raise ValueError(
-                    f"Conv2d: {what} must be a positive multiple of groups, got {channels} and groups {groups}"
-                )
+                got = f"{channels} and groups {groups}"
+                raise ValueError(f"Conv2d: {what} must be a positive multiple of groups, got {got}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(fan_out_normal(shape, groups, rng, dtype))
@@ -204,10 +203,8 @@ class Conv2d(Module):
 
     @path.setter
     def path(self, path):
-        if path not in self.paths():
-            raise ValueError(
-                f"Conv2d: path {path!r} does not fit this geometry, which allows {', '.join(self.paths())}"
-            )
+        if path not in (allowed := self.paths()):
+            raise ValueError(f"Conv2d: path {path!r} does not fit this geometry, which allows {', '.join(allowed)}")
         self._path = path
 
     @property

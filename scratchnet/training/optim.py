@@ -35,7 +35,7 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import to_device
-from scratchnet.device import device_of, get_array_module
+from scratchnet.device import device_of, zeros_like
 from scratchnet.flat import lay_flat
 from scratchnet.module import Parameter
 from scratchnet.training.archive import expect
@@ -230,11 +230,6 @@ class AdamW(Adam):
     def _update(self, data, grad, slots, weight_decay):
         data *= 1 - self.lr * weight_decay  # (ADAMW.1)
         super()._update(data, grad, slots, 0.0)
-
-
-def zeros_like(array):
-    """Zeros of its shape and dtype, where it lies."""
-    return get_array_module(array).zeros_like(array)
 
 
 def _named(params: Iterable[Any], owner: str) -> dict[str, Any]:
