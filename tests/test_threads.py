@@ -162,6 +162,34 @@ def test_reading_the_number_starts_nothing_and_leaves_blas_alone():
     assert done.stdout.split("\n")[:2] == ["1 True", "{1}"], done.stderr
 
 
+def test_a_pool_that_was_closed_meanwhile_still_does_what_it_is_given():
+    closed = pool.Pool(3).start()
+    closed.close()
+    deadline = time.monotonic() + 30
+    while not closed._jobs.empty() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert closed.map(lambda k: k * k, range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_threads_that_the_system_does_not_give_leave_the_pool_as_it_was(monkeypatch):
+    sn.set_num_threads(2)
+    start, started = threading.Thread.start, []
+
+    def refuse(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        sn.set_num_threads(5)
+    assert sn.get_num_threads() == 2
+    for thread in started:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
 def test_another_number_of_threads_while_a_thread_computes_does_not_hang():
     """Between reading the pool and handing it work, the pool may be closed."""
     interval, done = sys.getswitchinterval(), threading.Event()

@@ -7,8 +7,9 @@ into parts is cut the same way for any number of threads (`cuts.py`): the number
 import contextvars
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,24 +18,28 @@ BUFFER = 1024  # elements; see `computing`
 
 
 class Pool:
-    """So many threads, the caller's among them; the others start with the first work for them."""
+    """So many threads, the caller's among them; the others wait at a queue."""
 
     def __init__(self, threads):
         self.threads = threads
-        self.helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="scratchnet")
+        self._jobs: SimpleQueue = SimpleQueue()
 
     def start(self):
-        """Hold BLAS at one thread, in the whole process: its own threads inside ours would only wait for one another."""
+        """Start the other threads, and hold BLAS at one, in the whole process: its own would only wait for ours."""
         threadpool_limits(1, user_api="blas")
+        for _ in range(self.threads - 1):
+            threading.Thread(target=_do, args=(self._jobs,), name="scratchnet", daemon=True).start()
         return self
 
     def close(self):
-        """Let the helpers end when they have done what they were given."""
-        self.helpers.shutdown(wait=False)
+        """Let the other threads end when they have done what they were given."""
+        for _ in range(self.threads - 1):
+            self._jobs.put(None)
 
     def map(self, function, items):
         """[function(item) for item in items], on all threads; the caller is one of them."""
         results = [None] * len(items)
+        errors: list[BaseException] = []
         todo, one_by_one = iter(range(len(items))), threading.Lock()
 
         def work():
@@ -49,21 +54,35 @@ class Pool:
             finally:
                 _thread.busy = False
 
-        futures: list[Future] = []
-        try:
+        def help_out(taken, done):
+            if taken.acquire(blocking=False):  # else the caller was sooner
+                try:
+                    work()
+                except BaseException as error:  # it belongs to the caller
+                    errors.append(error)
+                finally:
+                    done.release()
+
+        helpers = [(threading.Lock(), threading.Lock()) for _ in range(min(self.threads, len(items)) - 1)]
+        for taken, done in helpers:
+            done.acquire()
             # A copy of the context for each: np.errstate and NumPy's buffer size hold there as they do here.
-            for _ in range(min(self.threads, len(items)) - 1):
-                futures.append(self.helpers.submit(contextvars.copy_context().run, work))
-        except RuntimeError:  # another thread has closed this pool: what is not handed out is done here
-            pass
+            self._jobs.put(partial(contextvars.copy_context().run, help_out, taken, done))
         try:
             work()
         finally:  # also when an item failed here: nothing may run on while the caller handles the error
-            errors = [future.exception() for future in futures if not future.cancel()]
-        for error in errors:
-            if error is not None:
-                raise error
+            for taken, done in helpers:
+                if not taken.acquire(blocking=False):  # a helper is at it; one of a closed pool never will be
+                    done.acquire()
+        if errors:
+            raise errors[0]
         return results
+
+
+def _do(jobs):
+    """One job after another, until one is None."""
+    while (job := jobs.get()) is not None:
+        job()
 
 
 _thread = threading.local()  # .busy: whether this thread is at work on a part
@@ -77,14 +96,21 @@ def set_num_threads(n):
 
     Raises:
         ValueError: n is not a whole number of at least 1.
+        RuntimeError: the system does not give so many threads; what was set before holds.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"the number of threads must be a whole number of at least 1, got {n!r}")
     global _threads, _pool
     with _setting:
-        if _pool is not None:
-            _pool.close()
-        _threads, _pool = n, Pool(n).start()
+        before, new = _pool, Pool(n)
+        try:
+            new.start()
+        except RuntimeError:  # the system gives no more threads: those that it gave are to end
+            new.close()
+            raise
+        _threads, _pool = n, new
+    if before is not None:
+        before.close()
 
 
 def get_num_threads():
