@@ -35,7 +35,7 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import to_device
-from scratchnet.device import device_of, zeros_like
+from scratchnet.device import device_of, kind_of, zeros_like
 from scratchnet.flat import lay_flat
 from scratchnet.module import Parameter
 from scratchnet.training.archive import expect
@@ -100,6 +100,7 @@ class Optimizer:
         ValueError: a hyper-parameter out of its range, no parameters, or one of them twice.
     """
 
+    rule: kernels.Pair
     before_step: Callable[["Optimizer"], None] | None = None
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float, slots: tuple[str, ...]):
@@ -143,8 +144,10 @@ class Optimizer:
         if self.before_step:
             self.before_step(self)
         self.steps += 1
+        first = next(iter(self.params.values())).data
+        update = kernels.choose(self.rule, kind_of(first)).forward
         for data, grad, slots, decayed in self._parts():
-            self._update(data, grad, slots, self.weight_decay if decayed else 0.0)
+            self._update(update, data, grad, slots, self.weight_decay if decayed else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the slots, "slot/parameter name" -> array, and "step" -> int64 array of shape ()."""
@@ -175,7 +178,7 @@ class Optimizer:
             for name, p in self.params.items():
                 yield p.data, p.grad, self._slots[name], p.decay
 
-    def _update(self, data, grad, slots, weight_decay) -> None:
+    def _update(self, update, data, grad, slots, weight_decay) -> None:
         raise NotImplementedError
 
     def _named_slots(self) -> Iterator[tuple[str, Any]]:
@@ -192,6 +195,8 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent (SGD.1)-(SGD.4); equals torch.optim.SGD without dampening. Slot: momentum."""
 
+    rule = kernels.Pair(sgd_update)
+
     def __init__(self, params, lr: float, momentum=0.0, nesterov=False, weight_decay=0.0):
         self.momentum = self._within("momentum", momentum, 1)
         if nesterov and not momentum:
@@ -199,14 +204,16 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         super().__init__(params, lr, weight_decay, ("momentum",) if self.momentum else ())
 
-    def _update(self, data, grad, slots, weight_decay):
+    def _update(self, update, data, grad, slots, weight_decay):
         velocity = slots.get("momentum")
         options = self.lr, self.momentum, self.nesterov, weight_decay
-        kernels.run(sgd_update, data, grad, velocity, *options)
+        update(data, grad, velocity, *options)
 
 
 class Adam(Optimizer):
     """Adam (ADAM.1)-(ADAM.5); equals torch.optim.Adam. Slots: mean, square."""
+
+    rule = kernels.Pair(adam_update)
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         if len(betas) != 2:
@@ -215,10 +222,10 @@ class Adam(Optimizer):
         self.eps = self._within("eps", eps, math.inf)
         super().__init__(params, lr, weight_decay, ("mean", "square"))
 
-    def _update(self, data, grad, slots, weight_decay):
+    def _update(self, update, data, grad, slots, weight_decay):
         mean, square = slots["mean"], slots["square"]
         options = self.steps, self.lr, self.betas, self.eps, weight_decay
-        kernels.run(adam_update, data, grad, mean, square, *options)
+        update(data, grad, mean, square, *options)
 
 
 class AdamW(Adam):
@@ -227,9 +234,9 @@ class AdamW(Adam):
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def _update(self, data, grad, slots, weight_decay):
+    def _update(self, update, data, grad, slots, weight_decay):
         data *= 1 - self.lr * weight_decay  # (ADAMW.1)
-        super()._update(data, grad, slots, 0.0)
+        super()._update(update, data, grad, slots, 0.0)
 
 
 def _named(params: Iterable[Any], owner: str) -> dict[str, Any]:
