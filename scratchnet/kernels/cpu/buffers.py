@@ -11,7 +11,7 @@ import weakref
 
 import numpy as np
 
-SMALL = 1 << 16  # bytes: below this NumPy's own allocation is as fast
+SMALL = 1 << 15  # bytes: below this NumPy's own allocation is as fast
 
 
 def _a_quarter_of_the_memory():
