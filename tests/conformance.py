@@ -18,8 +18,10 @@ from strategies import in_layout, kink_free, normal
 import scratchnet as sn
 from models.mobilenetv2 import inverted_residual
 from scratchnet.device import get_array_module
+from scratchnet.kernels import compiled
 from scratchnet.parallel import cuts
 
+CPU_KERNELS = ("numpy", "compiled") if compiled.PRESENT else ("numpy",)
 EPS32 = float(np.finfo(np.float32).eps)
 SMOOTH = ("complex-step", "four-point", "finite-difference")
 

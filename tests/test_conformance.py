@@ -11,7 +11,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from conformance import EPS32, MODES, ROWS, Case, close, cut_small, each_row, same_bits, step
+from conformance import CPU_KERNELS, EPS32, MODES, ROWS, Case, close, cut_small, each_row, same_bits, step
 from strategies import LAYOUTS, in_layout, normal
 
 import scratchnet as sn
@@ -35,6 +35,12 @@ def case(request, monkeypatch):
     return Case(row, mode)
 
 
+@pytest.fixture(params=CPU_KERNELS)
+def cpu_kernels(request):
+    """Once with NumPy's kernels and once with the compiled ones."""
+    sn.use_kernels(request.param)
+
+
 # Gradients ------------------------------------------------------------------------------------------------------------
 
 
@@ -44,6 +50,7 @@ def test_backward_is_the_complex_step(case):
     check_gradients(case, "complex-step", 1e-12, case.row.samples)
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @each_row()
 def test_backward_by_kernels_is_the_complex_step(case):
     check_gradients(case, "complex-step", 1e-12, case.row.samples or 10)  # and everything else by the adjoint test
@@ -150,6 +157,7 @@ def test_a_change_of_mode_or_dtype_drops_the_cache(case):
 # Hands off, dtype, memory ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @each_row()
 def test_x_dy_y_and_parameters_are_left_alone(case):
     module, x, dy = case.build(np.float32)
@@ -170,6 +178,7 @@ def test_float32_stays_float32(case):
     }
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @each_row()
 def test_float32_is_float64_to_rounding(case):
     close(step(*case.build(np.float32)), step(*case.build(np.float64)), case.row.ulps * EPS32)
@@ -223,6 +232,7 @@ def test_a_second_identical_run_gives_the_same_bits(case):
     same_bits(again, step(*case.build(np.float32)))
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @each_row()
 def test_one_two_and_three_threads_give_the_same_bits(case, monkeypatch):
     cut_small(monkeypatch)
@@ -235,6 +245,7 @@ def test_one_two_and_three_threads_give_the_same_bits(case, monkeypatch):
     same_bits(results[2], results[0])
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("slab_bytes", [1, 2000])
 @each_row()
 def test_cuts_change_nothing_but_rounding(case, slab_bytes, monkeypatch):
@@ -270,6 +281,7 @@ def test_the_rows_that_are_to_be_cut_are(monkeypatch):
 # Shapes at the edge ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize(
     "axes", [(0,), (2,), (3,), (2, 3), (0, 2), (0, 3)], ids=lambda axes: "".join("NCHW"[a] for a in axes)
 )
@@ -356,23 +368,26 @@ def test_a_kernel_has_the_name_and_parameters_of_a_plain_function():
 
 
 def test_every_kernel_for_the_cpu_is_run_by_a_row(kernels_that_ran):
-    for row in ROWS:
-        for mode in MODES:
-            step(*Case(row, mode).build(np.float32))
-        module, x, _ = Case(row, "eval").build(np.float32)
-        module.eval()(x)
-    for kind in (sn.SGD, sn.Adam):
-        kind([sn.Parameter(np.ones(3, np.float32))], lr=0.1).step()
+    for which in CPU_KERNELS:
+        sn.use_kernels(which)
+        for row in ROWS:
+            for mode in MODES:
+                step(*Case(row, mode).build(np.float32))
+            module, x, _ = Case(row, "eval").build(np.float32)
+            module.eval()(x)
+        for kind in (sn.SGD, sn.Adam):
+            kind([sn.Parameter(np.ones(3, np.float32))], lr=0.1).step()
     on_cpu = {version.pair for versions in kernels.TABLE.values() for version in versions if version.device == "cpu"}
     assert on_cpu and not on_cpu - kernels_that_ran
 
 
+@pytest.mark.parametrize("which", CPU_KERNELS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @each_row()
-def test_kernels_give_the_same_values_as_the_layer_files(case, dtype):
+def test_kernels_give_the_same_values_as_the_layer_files(case, dtype, which):
     results = []
-    for fast in (False, True):
-        sn.use_kernels(fast)
+    for allowed in (False, which):
+        sn.use_kernels(allowed)
         results.append(step(*case.build(dtype)))
     close(results[1], results[0], 1e-12 if dtype == np.float64 else case.row.ulps * EPS32)
 

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from conformance import CPU_KERNELS
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import rngs
@@ -43,8 +44,10 @@ def many_slabs(monkeypatch):
 
 
 @pytest.mark.usefixtures("many_slabs")
-@given(rngs(), st.integers(2, 4), st.integers(2, 5), st.sampled_from(GEOMETRIES))
-def test_it_is_the_three_layers(rng, n, c, geometry):
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
+@given(rng=rngs(), n=st.integers(2, 4), c=st.integers(2, 5), geometry=st.sampled_from(GEOMETRIES))
+def test_it_is_the_three_layers(kernels, rng, n, c, geometry):
+    sn.use_kernels(kernels)
     *geometry, size = geometry
     x = sn.as_images(rng.standard_normal((c, *size, n)) + rng.uniform(-3, 3, (c, 1, 1, 1)))
     net = network(rng, c, *geometry)
@@ -54,14 +57,13 @@ def test_it_is_the_three_layers(rng, n, c, geometry):
     sn.use_kernels(False)
     twin(x)  # as often as the other, for the running statistics
     three = everything(twin, x, dy)
-    sn.use_kernels(True)
     for name, value in three.items():
         scale = max(np.abs(value).max(), 1e-2)  # gradients that are truly 0 are judged by this
         assert np.abs(one[name] - value).max() <= 1e-10 * scale, name
 
 
 @pytest.mark.usefixtures("many_slabs")
-@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kernels", [False, *CPU_KERNELS])
 @given(rng=rngs(), geometry=st.sampled_from(GEOMETRIES))
 def test_backward_is_the_derivative(kernels, rng, geometry):
     kernel, stride, padding, dilation, size = geometry
@@ -70,7 +72,8 @@ def test_backward_is_the_derivative(kernels, rng, geometry):
     gamma, beta = rng.uniform(0.5, 1.5, 3), rng.uniform(1.0, 3.0, 3)
 
     with sn.use_kernels(kernels):
-        pairs = {name: table.choose(DepthwiseStep.plain, Kind("cpu", name)) for name in ("float64", "complex128")}
+        kinds = [Kind("cpu", name) for name in ("float64", "complex128")]
+        pairs = {kind.dtype: table.choose(DepthwiseStep.plain, kind, window=conv.window) for kind in kinds}
 
     def forward(x, *parameters):
         y, _, _, cache = pairs[x.dtype.name].forward(x, *parameters, 1e-5, *conv.geometry)
@@ -84,13 +87,15 @@ def test_backward_is_the_derivative(kernels, rng, geometry):
 
 
 @pytest.mark.usefixtures("many_slabs")
-def test_the_kernels_are_the_functions_and_leave_what_they_read():
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
+def test_the_kernels_are_the_functions_and_leave_what_they_read(kernels):
+    sn.use_kernels(kernels)
     rng = np.random.default_rng(0)
     net = network(rng, 5, 3, 1, 1, 1)
     x = rng.standard_normal((5, 7, 9, 4))
     args = x, net[0].weight.data, net[1].weight.data, net[1].bias.data, 1e-5, (1, 1), (1, 1), (1, 1)
-    plain, kernel = DepthwiseStep.plain, table.choose(DepthwiseStep.plain, kind_of(x))
-    assert kernel is not plain
+    plain, kernel = DepthwiseStep.plain, table.choose(DepthwiseStep.plain, kind_of(x), window=net[0].window)
+    assert kernel.version == kernels
     *ours, cache = kernel.forward(*args)
     *want, plain_cache = plain.forward(*args)
     dy = rng.standard_normal(ours[0].shape)
@@ -143,8 +148,10 @@ def test_bad_input_is_refused_by_the_layer_whose_rule_it_breaks(x, message):
 
 
 @pytest.mark.usefixtures("many_slabs")
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_one_thread_and_two_give_the_same_bits(geometry):
+def test_one_thread_and_two_give_the_same_bits(geometry, kernels):
+    sn.use_kernels(kernels)
     *geometry, size = geometry
     results = []
     for threads in (1, 2):

@@ -11,7 +11,7 @@ ROOT = Path(scratchnet.__file__).parent
 FLOORS = [  # from the ground up; a file may import from lower floors, and from its own where that makes no circle
     "device windows reference",
     "array parallel",
-    "kernels.cpu kernels.cuda",
+    "kernels.cpu kernels.compiled kernels.cuda",
     "kernels",
     "cache flat parameter",
     "module",

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+from conformance import CPU_KERNELS
 from hypothesis import given, target
 from hypothesis import strategies as st
 from strategies import geometries, in_layout, layouts, normal, rngs, shapes
 
 import scratchnet as sn
 from scratchnet import kernels, reference
+from scratchnet.device import kind_of
 from scratchnet.layers.norm import (
+    BATCH_NORM,
+    FROZEN_BATCH_NORM,
     batch_norm_backward,
     batch_norm_forward,
     frozen_batch_norm_backward,
@@ -37,9 +41,16 @@ def activation(rng, shape, dtype=np.float64):
     return rows.reshape(c, n, h, w).swapaxes(0, 1).astype(dtype)
 
 
-PLAIN_AND_FAST = pytest.mark.parametrize(
-    "run", [lambda function, *args: function(*args), kernels.run], ids=["plain", "fast"]
-)
+@pytest.fixture(params=[False, *CPU_KERNELS], scope="module")
+def run(request):
+    """A function of the layer's file, by the kernels that are asked for: always of the pair that `choose` gives."""
+
+    def run(function, *args):
+        plain = next(pair for pair in (BATCH_NORM, FROZEN_BATCH_NORM) if function in pair)
+        with sn.use_kernels(request.param):
+            return kernels.choose(plain, kind_of(args[0]))[plain.index(function)](*args)
+
+    return run
 
 
 def affine(rng, channels, dtype=np.float64):
@@ -69,7 +80,6 @@ def layer_for(x, weight, bias, **options):
 # The oracles ----------------------------------------------------------------------------------------------------------
 
 
-@PLAIN_AND_FAST
 @given(rngs(), BATCHES, EPS, layouts(), layouts())
 def test_training_is_the_reference(run, rng, shape, eps, x_layout, dy_layout):
     if x_layout in ("broadcast", "constant"):  # equal numbers: the variance is rounding, and 1/√eps magnifies that
@@ -88,7 +98,6 @@ def test_training_is_the_reference(run, rng, shape, eps, x_layout, dy_layout):
     close(dbias, want[2], scale=np.abs(dy).max())
 
 
-@PLAIN_AND_FAST
 @given(rngs(), shapes(), EPS, layouts(), layouts())
 def test_frozen_is_the_reference(run, rng, shape, eps, x_layout, dy_layout):
     x, dy = in_layout(normal(rng, shape), x_layout), in_layout(normal(rng, shape), dy_layout)
@@ -195,7 +204,6 @@ def rounding(x, weight, bias, eps):
     return 8 * np.finfo(x.dtype).eps * (np.abs(weight) * (in_stds + np.sqrt(x.size)) + np.abs(bias))
 
 
-@PLAIN_AND_FAST
 @pytest.mark.parametrize(("dtype", "far"), [(np.float64, 2.0**20), (np.float32, 2.0**10)])  # 1e6 and 1e3 spreads away
 @given(rngs(), BATCHES, EPS)
 def test_far_from_zero_digits_are_lost_only_to_the_distance(run, dtype, far, rng, shape, eps):
@@ -210,7 +218,6 @@ def test_far_from_zero_digits_are_lost_only_to_the_distance(run, dtype, far, rng
     assert (np.abs(var - near_var) <= 64 * np.finfo(dtype).eps * far * near_var).all()
 
 
-@PLAIN_AND_FAST
 @given(rngs(), BATCHES, EPS)
 def test_float32_is_float64_within_the_bound(run, rng, shape, eps):
     x, dy = activation(rng, shape, np.float32), normal(rng, shape, np.float32)

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from conformance import CPU_KERNELS
 from networks import Scale, picture
 from strategies import in_layout
 
@@ -52,13 +53,16 @@ def test_the_steps_of_a_network_in_training_and_in_eval_mode():
 
 
 def test_the_plan_prints_what_runs():
-    text = str(sn.plan(block()))
+    with sn.use_kernels("numpy"):
+        text = str(sn.plan(block()))
     assert [line.split()[0] for line in text.splitlines()] == [
         "layers", "stem", "body", "body.expand.{0,1,2}", "body.{filter,norm,relu}", "body.project", "body"
     ]  # fmt: skip
     assert "Conv2d + BatchNorm2d + ReLU6  depthwise_norm_relu6  numpy" in text
     with sn.use_kernels(False):
-        assert "numpy" not in str(sn.plan(block())) and "plain" in str(sn.plan(block()))
+        assert {line.split()[-1] for line in str(sn.plan(block())).splitlines()[1:] if "Conv2d" in line} == {"plain"}
+    with sn.use_kernels(CPU_KERNELS[-1]):
+        assert f"depthwise_norm_relu6  {CPU_KERNELS[-1]}" in str(sn.plan(block()))
 
 
 def test_what_is_printed_is_what_ran(kernels_that_ran):
@@ -67,8 +71,9 @@ def test_what_is_printed_is_what_ran(kernels_that_ran):
     net = MobileNetV2(10, 0.1, rng=rng)
     lines = [line.split() for line in str(sn.plan(net)).splitlines()[1:]]
     net(in_layout(rng.standard_normal((2, 3, 32, 32)).astype(np.float32), "channel-major"))
-    ran = {pair.name for pair in kernels_that_ran if pair.version == "numpy"}
-    assert ran == {words[-2] for words in lines if words[-1] == "numpy"}
+    for version in CPU_KERNELS:
+        ran = {pair.name for pair in kernels_that_ran if pair.version == version}
+        assert ran == {words[-2] for words in lines if words[-1] == version}
 
 
 # Kept as long as it holds ---------------------------------------------------------------------------------------------
@@ -81,7 +86,8 @@ def test_a_plan_is_kept_and_dropped_when_what_it_depends_on_changes():
         "a layer's mode": (net.body.norm.eval, False),
         "the same mode again": (net.body.norm.eval, True),
         "kernels": (lambda: sn.use_kernels(False), False),
-        "kernels again": (lambda: sn.use_kernels(True), False),
+        "NumPy's kernels": (lambda: sn.use_kernels("numpy"), False),
+        "the best kernels": (lambda: sn.use_kernels(True), CPU_KERNELS[-1] == "numpy"),
         "a path": (lambda: setattr(net.stem, "path", "grouped"), False),
         "another layer": (lambda: setattr(net.body, "relu", sn.ReLU()), False),
         "the dtype": (lambda: net.astype(np.complex128), False),

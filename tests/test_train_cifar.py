@@ -215,7 +215,7 @@ def test_train_step_is_short_and_is_what_readme_shows():
 @pytest.mark.parametrize(
     "command",
     [
-        "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python train_cifar.py",
+        'python3 -m venv .venv && .venv/bin/pip install -e ".[fast]" && .venv/bin/python train_cifar.py',
         'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest',
     ],
 )

@@ -18,9 +18,9 @@ Backward, from dy = ∂L/∂y
 Of the arrays in between only zc is kept. A plan puts this in the place of the three layers (`DepthwiseStep`).
 """
 
+from scratchnet import kernels
 from scratchnet.array import as_images, as_maps
 from scratchnet.fused.step import FusedStep
-from scratchnet.kernels import Pair
 from scratchnet.layers.activation import clip
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
 
@@ -65,11 +65,14 @@ def depthwise_norm_relu6_backward(dy, cache):
 class DepthwiseStep(FusedStep):
     """A depthwise convolution with one filter a channel and no bias, batch norm and ReLU6."""
 
-    plain = Pair(depthwise_norm_relu6_forward, depthwise_norm_relu6_backward)
+    plain = kernels.Pair(depthwise_norm_relu6_forward, depthwise_norm_relu6_backward)
 
     @staticmethod
     def takes(conv):  # noqa: D102
         return conv.path == "depthwise" and conv.in_channels == conv.out_channels and conv.bias is None
+
+    def pair(self, kind):  # noqa: D102
+        return kernels.choose(self.plain, kind, window=self.layers[0].window)
 
     def compute(self, forward, x):  # noqa: D102
         conv, norm, _ = self.layers

@@ -16,7 +16,7 @@ from itertools import pairwise
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.cache import located
-from scratchnet.device import get_array_module
+from scratchnet.device import get_array_module, kind_of
 from scratchnet.fused.pointwise import clipped_product
 from scratchnet.fused.step import FusedStep, norm_follows
 from scratchnet.layers.activation import ReLU6, clip
@@ -87,7 +87,7 @@ class FoldedStep(FusedStep):
         if conv.path == "pointwise" and conv.stride == (1, 1):
             return kernels.choose(kernels.Pair(clipped_product), kind)
         if conv.path == "depthwise" and conv.in_channels == conv.out_channels:
-            return kernels.choose(kernels.Pair(depthwise_relu6), kind)
+            return kernels.choose(kernels.Pair(depthwise_relu6), kind, window=conv.window)
         return conv.pair(kind)
 
     def forward(self, x):
@@ -104,7 +104,7 @@ class FoldedStep(FusedStep):
         if conv.path == "pointwise" and conv.stride == (1, 1):
             return as_images(kernels.run(clipped_product, as_matrix(x), weight[:, :, 0, 0], bias), x)
         if conv.path == "depthwise" and conv.in_channels == conv.out_channels:
-            return as_images(kernels.run(depthwise_relu6, as_maps(x), weight, bias, *conv.geometry))
+            return as_images(self.pair(kind_of(x)).forward(as_maps(x), weight, bias, *conv.geometry))
         options = *conv.geometry, conv.groups, conv.path
         y = as_maps(conv2d_forward(x, weight, None, *options)[0])
         kernels.run(shift_and_clip, y.reshape(len(y), -1), bias)

@@ -5,11 +5,13 @@ A layer's file holds the mathematics, for any dtype and for NumPy and CuPy alike
 saves is its own affair: so `choose` gives both functions of one version, together, and no other function ever reads it.
 """
 
+import functools
 from collections.abc import Callable
+from importlib import import_module
 from typing import NamedTuple
 
 from scratchnet.device import Kind, is_array, kind_of
-from scratchnet.kernels import cpu, cuda
+from scratchnet.kernels import compiled, cpu, cuda
 
 
 class Pair(NamedTuple):
@@ -31,32 +33,50 @@ class Pair(NamedTuple):
 class Version(NamedTuple):
     """A row's entry: the pair, and what it takes."""
 
-    pair: Pair
+    version: str
     device: str
     dtypes: tuple[str, ...]
     takes: Callable  # of the facts that `choose` is given
+    load: Callable  # the pair, which may have to be imported first
+
+    @property
+    def pair(self) -> Pair:  # noqa: D102
+        return self.load()
 
 
 REAL = ("float32", "float64")
 STORED = (*REAL, "bfloat16")
 
 
-def _numpy(module, takes=lambda **facts: True):
-    return lambda row: Version(_pair(module, row, "numpy"), "cpu", REAL, takes)
+def _version(row, module, version, device, dtypes, takes):
+    @functools.cache
+    def load():
+        """The functions of the module for this row: a forward and a backward, or one function of that name."""
+        found = vars(import_module(module) if isinstance(module, str) else module)
+        if row in found:
+            return Pair(found[row], None, version)
+        return Pair(found[f"{row}_forward"], found[f"{row}_backward"], version)
+
+    return Version(version, device, dtypes, takes, load)
 
 
-def _cuda(module, dtypes=STORED, takes=lambda **facts: True):
-    return lambda row: Version(_pair(module, row, "cuda"), "cuda", dtypes, takes)
+def _any(**facts):
+    return True
 
 
-def _pair(module, row, version):
-    """The functions of a module for a row: a forward and a backward, or one function of that name."""
-    if hasattr(module, row):
-        return Pair(getattr(module, row), None, version)
-    return Pair(getattr(module, f"{row}_forward"), getattr(module, f"{row}_backward"), version)
+def _numpy(module, takes=_any):
+    return lambda row: _version(row, module, "numpy", "cpu", REAL, takes)
 
 
-def _one_filter(filters):
+def _loops(name, takes=_any):
+    return lambda row: _version(row, f"{compiled.__name__}.{name}", "compiled", "cpu", REAL, takes)
+
+
+def _cuda(module, dtypes=STORED, takes=_any):
+    return lambda row: _version(row, module, "cuda", "cuda", dtypes, takes)
+
+
+def _one_filter(filters, **_):
     return filters == 1
 
 
@@ -64,44 +84,66 @@ def _one_group(groups):
     return groups == 1
 
 
-_ROWS: dict[str, tuple[Callable, ...]] = {
-    # layers/                CPU                               GPU
-    "batch_norm":           (_numpy(cpu.norm),                 _cuda(cuda.norm)),
-    "frozen_batch_norm":    (                                  _cuda(cuda.norm),),
-    "track_statistics":     (                                  _cuda(cuda.norm, REAL),),
-    "relu6":                (_numpy(cpu.activation),           _cuda(cuda.activation)),
-    "add":                  (_numpy(cpu.activation),           _cuda(cuda.activation)),
-    "pointwise":            (_numpy(cpu.pointwise),            _cuda(cuda.pointwise)),
-    "depthwise":            (_numpy(cpu.depthwise, _one_filter), _cuda(cuda.depthwise, takes=_one_filter)),
-    "grouped":              (_numpy(cpu.dense, _one_group),    _cuda(cuda.dense)),
-    "global_avg_pool2d":    (_numpy(cpu.pool),                 _cuda(cuda.pool)),
-    "cross_entropy":        (                                  _cuda(cuda.loss),),
-    # fused/
-    "conv_norm_relu6":      (_numpy(cpu.pointwise),            _cuda(cuda.pointwise)),
-    "depthwise_norm_relu6": (_numpy(cpu.depthwise),            _cuda(cuda.depthwise)),
-    "clipped_product":      (_numpy(cpu.pointwise),            _cuda(cuda.pointwise)),
-    "depthwise_relu6":      (_numpy(cpu.depthwise),            _cuda(cuda.depthwise)),
-    "shift_and_clip":       (                                  _cuda(cuda.activation),),
-    # training/
-    "sgd_update":           (_numpy(cpu.optimizer),            _cuda(cuda.optimizer)),
-    "adam_update":          (_numpy(cpu.optimizer),            _cuda(cuda.optimizer)),
-    "take_batch":           (                                  _cuda(cuda.augment, ("uint8",)),),
-    "stored_in_bfloat16":   (                                  _cuda(cuda.rows, ("float32",)),),
-}  # fmt: skip
-TABLE = {row: tuple(version(row) for version in versions) for row, versions in _ROWS.items()}
+def _3x3(window=None, filters=1):
+    return filters == 1 and window in [((3, 3), (stride, stride), (1, 1), (1, 1)) for stride in (1, 2)]
 
-_enabled = True
+
+_ROWS: dict[str, tuple[Callable, ...]] = {
+    # layers/                compiled                   NumPy                               GPU
+    "batch_norm":           (_loops("norm"),            _numpy(cpu.norm),                   _cuda(cuda.norm)),
+    "frozen_batch_norm":    (_loops("norm"),                                                _cuda(cuda.norm)),
+    "track_statistics":     (                                                               _cuda(cuda.norm, REAL),),
+    "relu6":                (_loops("activation"),      _numpy(cpu.activation),             _cuda(cuda.activation)),
+    "add":                  (                           _numpy(cpu.activation),             _cuda(cuda.activation)),
+    "pointwise":            (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
+    "depthwise":            (_loops("depthwise", _3x3), _numpy(cpu.depthwise, _one_filter),
+                             _cuda(cuda.depthwise, takes=_one_filter)),
+    "grouped":              (                           _numpy(cpu.dense, _one_group),      _cuda(cuda.dense)),
+    "global_avg_pool2d":    (_loops("activation"),      _numpy(cpu.pool),                   _cuda(cuda.pool)),
+    "cross_entropy":        (                                                               _cuda(cuda.loss),),
+    # fused/
+    "conv_norm_relu6":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
+    "depthwise_norm_relu6": (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
+    "clipped_product":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
+    "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
+    "shift_and_clip":       (                                                               _cuda(cuda.activation),),
+    # training/
+    "sgd_update":           (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "adam_update":          (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "take_batch":           (                                              _cuda(cuda.augment, dtypes=("uint8",)),),
+    "stored_in_bfloat16":   (                                              _cuda(cuda.rows, dtypes=("float32",)),),
+}  # fmt: skip
+TABLE = {
+    row: tuple(
+        made for made in (version(row) for version in versions) if made.version != "compiled" or compiled.PRESENT
+    )
+    for row, versions in _ROWS.items()
+}
+
+BEST = "compiled" if compiled.PRESENT else "numpy"
+_enabled: str | bool = BEST
 
 
 class use_kernels:  # noqa: N801 (it is called like a function)
-    """Whether kernels may be chosen; False leaves every layer with the plain functions in its own file.
+    """Which kernels may be chosen.
 
     Holds from now on, or `with sn.use_kernels(False): …` for a while.
+
+    Args:
+        which: True, the best there are; `"compiled"`, the same, and an error where nothing can be compiled; `"numpy"`, on
+            the CPU none that are compiled; False, the plain functions in each layer's file.
+
+    Raises:
+        ValueError: anything else, or compiled kernels without Numba.
     """
 
-    def __init__(self, enabled):
+    def __init__(self, which):
         global _enabled
-        self._before, _enabled = _enabled, bool(enabled)
+        if which not in (True, False, "numpy", "compiled"):
+            raise ValueError(f"use_kernels takes True, False, 'numpy' or 'compiled', got {which!r}")
+        if which == "compiled" and (why := compiled.why_not()):
+            raise ValueError(f"compiled kernels need Numba: {why}, install the extra fast or use 'numpy'")
+        self._before, _enabled = _enabled, BEST if which is True else which
 
     def __enter__(self):
         return self
@@ -112,7 +154,7 @@ class use_kernels:  # noqa: N801 (it is called like a function)
 
 
 def enabled():
-    """Whether kernels may be chosen."""
+    """Which kernels may be chosen: False, "numpy" or "compiled"."""
     return _enabled
 
 
@@ -122,12 +164,14 @@ def choose(pair: Pair, kind: Kind, **facts) -> Pair:
     Args:
         pair: of a layer's file.
         kind: of the arrays that will come.
-        facts: what else a version may ask for, as the table says: `filters` a channel, `groups`.
+        facts: what else a version may ask for, as the table says: `filters` a channel, `groups`, and the `window`, which
+            is (kernel, stride, padding, dilation), each a pair. Without a window no version for some windows is chosen.
     """
     if _enabled:
         for version in TABLE.get(pair.name, ()):
             if version.device == kind.device and kind.dtype in version.dtypes and version.takes(**facts):
-                return version.pair
+                if version.version != "compiled" or (_enabled == "compiled" and not compiled.why_not()):
+                    return version.pair
     return pair
 
 

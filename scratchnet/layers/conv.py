@@ -72,7 +72,8 @@ def path_pair(kind, weight, geometry, groups, path):
     if path == "pointwise":
         return kernels.choose(POINTWISE, kind), geometry[:1]
     if path == "depthwise":
-        return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups), geometry
+        window = weight.shape[2:], *geometry
+        return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups, window=window), geometry
     products = 1 if path == "dense" else groups
     return kernels.choose(GROUPED, kind, groups=products), (*geometry, products)
 
@@ -220,6 +221,11 @@ class Conv2d(Module):
     def geometry(self):
         """Stride, padding and dilation, as the functions take them."""
         return self.stride, self.padding, self.dilation
+
+    @property
+    def window(self):
+        """Kernel, stride, padding and dilation, as `kernels.choose` takes them."""
+        return self.kernel_size, *self.geometry
 
     def pair(self, kind):
         """That of the path."""

@@ -1,0 +1,209 @@
+"""Compiled kernels: the layer files' functions on every shape, with NaN, and far from zero."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conformance import EPS32, cut_small
+
+import scratchnet as sn
+from scratchnet import kernels
+from scratchnet.array import as_images
+from scratchnet.device import Kind
+from scratchnet.fused.depthwise import DepthwiseStep
+from scratchnet.fused.inference import depthwise_relu6
+from scratchnet.kernels import compiled
+from scratchnet.layers.activation import RELU6
+from scratchnet.layers.conv import DEPTHWISE
+from scratchnet.layers.norm import BATCH_NORM, FROZEN_BATCH_NORM
+from scratchnet.layers.pool import GLOBAL_AVG_POOL2D
+from scratchnet.training.optim import adam_update, sgd_update
+
+ROOT = Path(__file__).parents[1]
+needs_numba = pytest.mark.skipif(not compiled.PRESENT, reason="Numba is not installed")
+C = 5
+SHAPES = [
+    (C, 7, 9, 4),
+    (C, 8, 6, 3),
+    (C, 1, 6, 3),
+    (C, 6, 1, 2),
+    (C, 2, 3, 1),
+    (C, 1, 1, 7),
+    (C, 5, 4, 1),
+]  # (C, H, W, N)
+
+
+def window(stride):
+    return (3, 3), (stride, stride), (1, 1), (1, 1)
+
+
+class Call:
+    """A pair with arguments for it, in float64; `dtype` makes them others."""
+
+    def __init__(self, name, shape, stride=1, seed=0, x=None):
+        self.name, self.facts = name, {}
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal(shape) * rng.uniform(1, 3, (C, 1, 1, 1)) if x is None else x
+        gamma, beta, mean = rng.uniform(1.5, 3, C), rng.uniform(0.5, 5.5, C), rng.standard_normal(C)
+        geometry, weight = window(stride)[1:], rng.standard_normal((C, 1, 3, 3))
+        if name.startswith("depthwise"):
+            self.facts = {"window": window(stride)}
+        self.plain, self.args = {
+            "depthwise": (DEPTHWISE, (x, weight, *geometry)),
+            "depthwise_norm_relu6": (DepthwiseStep.plain, (x, weight, gamma, beta, 1e-5, *geometry)),
+            "depthwise_relu6": (kernels.Pair(depthwise_relu6), (x, weight, beta, *geometry)),
+            "batch_norm": (BATCH_NORM, (as_images(x), gamma, beta, 1e-5)),
+            "frozen_batch_norm": (FROZEN_BATCH_NORM, (as_images(x), gamma, beta, mean, gamma, 1e-5)),
+            "relu6": (RELU6, (as_images(3 * x),)),
+            "global_avg_pool2d": (GLOBAL_AVG_POOL2D, (as_images(x),)),
+        }[name]
+
+    def results(self, which, dtype, spoil=None):
+        """Everything that forward and backward return; `spoil` writes into a copy of dy."""
+        with sn.use_kernels(which):
+            pair = kernels.choose(self.plain, Kind("cpu", np.dtype(dtype).name), **self.facts)
+        assert pair.version == (which or "plain")
+        args = [arg.astype(dtype) if isinstance(arg, np.ndarray) else arg for arg in self.args]
+        out = pair.forward(*args)
+        out, rest = ([out], args) if isinstance(out, np.ndarray) else (list(out[:-1]), out[-1:])
+        if pair.backward:
+            dy = np.random.default_rng(1).standard_normal(out[0].shape[::-1]).transpose().astype(dtype)
+            if spoil:
+                spoil(dy)
+            got = pair.backward(dy, *rest)
+            out += [got] if isinstance(got, np.ndarray) else got
+        assert {array.dtype for array in out} == {np.dtype(dtype)}
+        return out
+
+
+PAIRS = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "batch_norm", "frozen_batch_norm", "relu6",
+         "global_avg_pool2d")  # fmt: skip
+CALLS = [(name, stride) for name in PAIRS for stride in ((1, 2) if name.startswith("depthwise") else (1,))]
+each_pair = pytest.mark.parametrize(("name", "stride"), CALLS, ids=[f"{name}-{stride}" for name, stride in CALLS])
+
+
+def worst(got, want):
+    """The largest error of each array, over its largest number or that of dx where it is nothing but rounding."""
+    floor = 1e-3 * max(np.abs(value).max() for value in want)
+    return [np.abs(a - b).max() / max(np.abs(b).max(), floor) for a, b in zip(got, want, strict=True)]
+
+
+def test_every_compiled_pair_is_tested_here():
+    made = {row for row, versions in kernels.TABLE.items() if any(v.version == "compiled" for v in versions)}
+    assert made == ({*PAIRS, "sgd_update", "adam_update"} if compiled.PRESENT else set())
+
+
+@needs_numba
+@each_pair
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_is_the_plain_function(name, stride, shape, dtype, monkeypatch):
+    cut_small(monkeypatch)
+    call = Call(name, shape, stride)
+    want = call.results(False, np.float64)
+    ours, plain = (worst(call.results(which, dtype), want) for which in ("compiled", False))
+    for mine, other in zip(ours, plain, strict=True):  # where gradients cancel, the plain function rounds as much
+        assert mine <= (1e-11 if dtype == np.float64 else max(64 * EPS32, 8 * other))
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_updates_are_the_plain_functions(dtype, nesterov, decay):
+    rng = np.random.default_rng(0)
+    for order in "CF":  # the second cannot be laid flat without a copy
+        start = [np.array(rng.uniform(0.5, 1, (6, 7)), order=order) for _ in range(4)]
+        for plain, count, options in (
+            (sgd_update, 2, (None, 0.1, 0.0, False, decay)),
+            (sgd_update, 3, (0.1, 0.9, nesterov, decay)),
+            (adam_update, 4, (3, 0.1, (0.9, 0.99), 1e-3, decay)),
+        ):
+            results = []
+            for which in ("compiled", False):
+                with sn.use_kernels(which):
+                    version = kernels.choose(kernels.Pair(plain), Kind("cpu", np.dtype(dtype).name))
+                arrays = [array.astype(dtype if which else np.float64) for array in start[:count]]
+                version.forward(*arrays, *options)
+                results.append(arrays)
+            assert not np.array_equal(results[0][0], start[0])
+            assert max(worst(*results)) <= (1e-14 if dtype == np.float64 else 4 * EPS32)
+
+
+@needs_numba
+@each_pair
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_seen_where_the_plain_function_shows_it(name, stride, bad):
+    """In x; and in dy, also where y is held at a bound."""
+    call = Call(name, (C, 7, 9, 4), stride)
+    held = np.argwhere(call.results(False, np.float64)[0] == 0)
+
+    def spoil(dy):
+        dy[tuple(held[0] if len(held) else (0,) * 4)] = bad
+
+    spoiled = Call(name, (C, 7, 9, 4), stride)
+    spoiled.args[0][1, 2, 3, 0] = bad
+    with np.errstate(all="ignore"):
+        for case, change in ((call, spoil), (spoiled, None)):
+            got, want = case.results("compiled", np.float32, change), case.results(False, np.float32, change)
+            for ours, plain in zip(got, want, strict=True):
+                seen, due = ~np.isfinite(ours), ~np.isfinite(plain)
+                assert (seen | ~due).all()
+                if not name.startswith("depthwise"):  # whose zeros between the rows of h make NaN of it for other taps
+                    np.testing.assert_array_equal(seen, due)
+            if np.isnan(bad) and (case is spoiled or case.plain.backward):
+                assert any(np.isnan(value).any() for value in got)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["batch_norm", "depthwise_norm_relu6"])
+@pytest.mark.parametrize(("scale", "shift"), [(1e4, 0), (1, 1e4), (1e-4, 1e-2), (1, 0)])
+def test_far_from_zero_it_is_as_near_to_float64_as_numpys_kernels(name, scale, shift):
+    x = np.random.default_rng(2).standard_normal((C, 16, 16, 32)) * scale + shift
+    call = Call(name, x.shape, x=x.astype(np.float32).astype(np.float64))
+    want = call.results(False, np.float64)[:3]
+    ours, numpys = (worst(call.results(which, np.float32)[:3], want) for which in ("compiled", "numpy"))
+    for mine, other in zip(ours, numpys, strict=True):
+        assert mine <= max(2 * other, 8 * EPS32)
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [
+        ({}, "compiled"),
+        ({"stride": 2}, "compiled"),
+        ({"stride": (1, 2)}, "numpy"),
+        ({"stride": 3}, "numpy"),
+        ({"padding": 2}, "numpy"),
+        ({"dilation": 2, "padding": 1}, "numpy"),
+        ({"kernel_size": 5}, "numpy"),
+    ],
+)
+def test_a_window_that_is_not_compiled_is_numpys(options, version):
+    options = {"kernel_size": 3, "padding": 1, "groups": 4, "bias": False} | options
+    net = sn.Sequential(sn.Conv2d(4, 4, **options), sn.BatchNorm2d(4), sn.ReLU6())
+    x = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)
+    for change, name in ((net.train, "depthwise_norm_relu6"), (net.eval, "depthwise_relu6")):
+        change()
+        assert str(sn.plan(net)).split()[-2:] == [name, version]
+        got = net(x)
+        with sn.use_kernels(False):
+            np.testing.assert_allclose(got, net(x), rtol=0, atol=1e-4)
+    assert str(sn.plan(net[0])).split()[-2:] == ["depthwise", version]
+    two_filters = sn.Conv2d(4, 8, 3, padding=1, groups=4)
+    assert str(sn.plan(two_filters)).split()[-2:] == ["depthwise", "plain"]
+
+
+@needs_numba
+def test_the_loops_are_python_too():
+    """With Numba's own switch they run as what they are: no compiler between the text and the values."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "plain_function and (7 or updates) and not 6"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
