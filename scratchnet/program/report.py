@@ -14,7 +14,8 @@ def say_header(trainer, args, data, test, source):
     counts = [len(part.dataset.labels) for part in (trainer.train, trainer.validation)]
     layers = trace(trainer.model, (3, args.image_size, args.image_size))
     parameters, macs = (sum(getattr(step, what) for step in layers) for what in ("parameters", "multiply_adds"))
-    how = f"{sn.get_num_threads()} threads" if trainer.device == "cpu" else args.precision
+    on_cpu = f"{sn.get_num_threads()} threads, kernels {trainer.config['kernels']}"
+    how = on_cpu if trainer.device == "cpu" else args.precision
     say(f"data      {data.name}, {source}")
     say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
     padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""

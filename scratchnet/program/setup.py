@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 import scratchnet as sn
+from scratchnet import kernels
 from scratchnet.data import cifar10
 from scratchnet.device import bfloat16_dtype, use_tf32
 from scratchnet.program.flags import FREE, NORMALISE
@@ -98,6 +99,7 @@ def make_config(args, dataset):
     """What decides the result of a run: flags, data, and how to name it."""
     config = {key: value for key, value in vars(args).items() if key not in FREE}
     config["data"] = {"name": dataset.name, "sha256": cifar10.fingerprint(dataset)}
+    config["kernels"] = kernels.enabled()  # compiled ones round in another way than NumPy's
     config["title"] = f"MobileNetV2 {args.variant}, width {args.width}, on {dataset.name}, seed {args.seed}"
     return config
 
