@@ -31,11 +31,6 @@ def as_images(rows, like=None):
     return rows.transpose(rows.ndim - 1, *range(rows.ndim - 1))
 
 
-def is_channel_major(x):
-    """Whether `as_maps(x)` is a view."""
-    return x.transpose(*range(1, x.ndim), 0).flags.c_contiguous
-
-
 def to_device(thing, device):
     """Bring an array, or a module with all that it holds, to a device.
 

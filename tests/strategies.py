@@ -306,6 +306,11 @@ LAYOUTS = {
 }
 
 
+def is_channel_major(x):
+    """Whether x (N, C, …) lies in memory as (C, …, N)."""
+    return x.transpose(*range(1, x.ndim), 0).flags.c_contiguous
+
+
 def in_layout(x, name):
     """x in a memory layout of LAYOUTS: an equal array of another memory order, strides or flags.
 

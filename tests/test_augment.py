@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import is_channel_major
 
 from scratchnet.training.augment import normalise, random_crop_flip, resize, resize_matrix
-
-
-def is_channel_major(x):
-    return x.transpose(1, 2, 3, 0).flags.c_contiguous
 
 
 @given(st.integers(0, 4), st.integers(1, 3), st.integers(2, 6), st.integers(2, 6), st.data())

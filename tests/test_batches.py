@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import is_channel_major
 
 from scratchnet.array import to_device
 from scratchnet.data.cifar10 import Dataset
@@ -18,10 +19,6 @@ def dataset(count, side=8, seed=0):
     """Random pictures whose label is their position."""
     images = np.random.default_rng(seed).integers(0, 256, (count, 3, side, side), np.uint8)
     return Dataset(images, np.arange(count), ("any",), "random")
-
-
-def is_channel_major(x):
-    return x.transpose(1, 2, 3, 0).flags.c_contiguous
 
 
 def same(some, others):

@@ -12,12 +12,12 @@ from importlib import import_module
 import numpy as np
 import pytest
 from conformance import CPU_KERNELS, EPS32, MODES, ROWS, Case, close, cut_small, each_row, same_bits, step
-from strategies import LAYOUTS, in_layout, normal
+from strategies import LAYOUTS, in_layout, is_channel_major, normal
 
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet import fused, kernels, layers
-from scratchnet.array import as_maps, is_channel_major
+from scratchnet.array import as_maps
 from scratchnet.parallel import cuts
 from scratchnet.parallel.threads import Pool
 from scratchnet.training.optim import SGD

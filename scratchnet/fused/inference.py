@@ -82,13 +82,16 @@ class FoldedStep(FusedStep):
         folding = type(conv) is Conv2d and all(norm_follows(conv, layer) for layer in norm)
         return folding and type(relu6) is ReLU6 and not any(layer.saves or layer.training for layer in layers)
 
-    def pair(self, kind):  # noqa: D102
+    def _function(self):
+        """The one function that computes all of it, or None where a convolution is followed by a pass of its own."""
         conv = self.layers[0]
         if conv.path == "pointwise" and conv.stride == (1, 1):
-            return kernels.choose(kernels.Pair(clipped_product), kind)
-        if conv.path == "depthwise" and conv.in_channels == conv.out_channels:
-            return kernels.choose(kernels.Pair(depthwise_relu6), kind, window=conv.window)
-        return conv.pair(kind)
+            return clipped_product
+        return depthwise_relu6 if conv.path == "depthwise" and conv.in_channels == conv.out_channels else None
+
+    def pair(self, kind):  # noqa: D102
+        conv, function = self.layers[0], self._function()
+        return kernels.choose(kernels.Pair(function), kind, window=conv.window) if function else conv.pair(kind)
 
     def forward(self, x):
         """Compute y, as the layers would."""
@@ -101,10 +104,11 @@ class FoldedStep(FusedStep):
             weight, bias = folded_parameters(conv, norm[0])
         else:
             weight, bias = conv.weight.data, conv.bias.data if conv.bias else 0 * conv.weight.data[:, 0, 0, 0]
-        if conv.path == "pointwise" and conv.stride == (1, 1):
-            return as_images(kernels.run(clipped_product, as_matrix(x), weight[:, :, 0, 0], bias), x)
-        if conv.path == "depthwise" and conv.in_channels == conv.out_channels:
-            return as_images(self.pair(kind_of(x)).forward(as_maps(x), weight, bias, *conv.geometry))
+        function, compute = self._function(), self.pair(kind_of(x)).forward
+        if function is clipped_product:
+            return as_images(compute(as_matrix(x), weight[:, :, 0, 0], bias), x)
+        if function is depthwise_relu6:
+            return as_images(compute(as_maps(x), weight, bias, *conv.geometry))
         options = *conv.geometry, conv.groups, conv.path
         y = as_maps(conv2d_forward(x, weight, None, *options)[0])
         kernels.run(shift_and_clip, y.reshape(len(y), -1), bias)
