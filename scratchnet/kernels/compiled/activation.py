@@ -1,9 +1,8 @@
 """ReLU6 and global average pooling, compiled (layers/activation.py, layers/pool.py): one pass each."""
 
 from scratchnet.array import as_images, as_maps, as_matrix
-from scratchnet.kernels.compiled.jit import ONE, SIX, ZERO, bare, channels, jit
+from scratchnet.kernels.compiled.jit import ONE, SIX, ZERO, bare, everywhere, jit, take
 from scratchnet.kernels.cpu.buffers import empty
-from scratchnet.parallel.threads import parallel
 
 COST = 10  # of a number, in multiply-adds (`jit.channels`)
 
@@ -12,7 +11,7 @@ def relu6_forward(x):
     """One pass."""
     rows = as_matrix(x)
     y = empty(rows.shape, rows.dtype)
-    parallel(lambda part: _clip(rows, y, *part), channels(rows, COST))
+    everywhere(_clip, len(rows), rows.size * COST, rows, y)
     y = as_images(y, x)
     return y, y
 
@@ -21,7 +20,7 @@ def relu6_backward(dy, cache):
     """One pass."""
     grad, y = as_matrix(dy), as_matrix(cache)
     dx = empty(grad.shape, grad.dtype)
-    parallel(lambda part: _mask(grad, y, dx, *part), channels(grad, COST))
+    everywhere(_mask, len(grad), grad.size * COST, grad, y, dx)
     return as_images(dx, dy)
 
 
@@ -31,7 +30,7 @@ def global_avg_pool2d_forward(x):
     pixels = maps.reshape(len(maps), -1, maps.shape[3])  # (C, H, W, N) -> (C, H·W, N)
     y = empty((len(maps), 1, 1, maps.shape[3]), maps.dtype)
     means, count = y.reshape(len(maps), -1), maps.dtype.type(pixels.shape[1])
-    parallel(lambda part: _mean(pixels, count, means, *part), channels(pixels, COST))
+    everywhere(_mean, len(pixels), pixels.size * COST, pixels, count, means)
     return as_images(y), (maps.shape, maps.dtype)
 
 
@@ -41,32 +40,37 @@ def global_avg_pool2d_backward(dy, cache):
     dx = empty(shape, dtype)
     pixels, grad = dx.reshape(len(dx), -1, shape[3]), as_maps(dy).reshape(len(dx), -1)
     share = grad / dtype.type(pixels.shape[1])
-    parallel(lambda part: _fill(share, pixels, *part), channels(pixels, COST))
+    everywhere(_fill, len(pixels), pixels.size * COST, share, pixels)
     return as_images(dx)
 
 
 @jit
-def _clip(x, y, first, end):
+def _clip(counter, x, y):
     x, y = bare(x), bare(y)
-    for c in range(first, end):
+    c = take(counter)
+    while c < len(x):
         row, out = x[c], y[c]
         for i in range(row.size):
             out[i] = min(max(row[i], ZERO), SIX)  # (RELU6.1)
+        c = take(counter)
 
 
 @jit
-def _mask(dy, y, dx, first, end):
+def _mask(counter, dy, y, dx):
     dy, y, dx = bare(dy), bare(y), bare(dx)
-    for c in range(first, end):
+    c = take(counter)
+    while c < len(dx):
         grad, row, out = dy[c], y[c], dx[c]
         for i in range(row.size):
             out[i] = grad[i] * (ZERO if (row[i] <= ZERO) | (row[i] >= SIX) else ONE)  # (RELU6.2)
+        c = take(counter)
 
 
 @jit
-def _mean(x, count, y, first, end):
+def _mean(counter, x, count, y):
     x, y = bare(x), bare(y)
-    for c in range(first, end):
+    c = take(counter)
+    while c < len(x):
         out = y[c]
         out[:] = ZERO
         for p in range(x.shape[1]):
@@ -75,11 +79,14 @@ def _mean(x, count, y, first, end):
                 out[i] += row[i]
         for i in range(out.size):
             out[i] /= count  # (GPOOL.1)
+        c = take(counter)
 
 
 @jit
-def _fill(share, dx, first, end):
+def _fill(counter, share, dx):
     share, dx = bare(share), bare(dx)
-    for c in range(first, end):
+    c = take(counter)
+    while c < len(dx):
         for p in range(dx.shape[1]):
             dx[c, p] = share[c]  # (GPOOL.2)
+        c = take(counter)

@@ -7,9 +7,8 @@ goes over all of a row's columns and pictures. The loops are in convolve.py.
 import numpy as np
 
 from scratchnet.kernels.compiled import convolve as loops
-from scratchnet.kernels.compiled.jit import channels
+from scratchnet.kernels.compiled.jit import everywhere
 from scratchnet.kernels.cpu.buffers import empty
-from scratchnet.parallel.threads import parallel
 
 COST = 32  # of a number of x, in multiply-adds (`jit.channels`)
 
@@ -18,7 +17,7 @@ def depthwise_forward(x, weight, stride, padding, dilation):
     """One pass."""
     z, sizes = _outputs(x, stride)
     arrays = _rows(x), _taps(weight), *sizes, _flat(z)
-    parallel(lambda part: loops.forward(*arrays, _ring(x), *part), channels(x, COST))
+    everywhere(loops.forward, len(x), x.size * COST, *arrays, scratch=_ring(x))
     return z
 
 
@@ -26,7 +25,7 @@ def depthwise_backward(dy, x, weight, stride, padding, dilation):
     """One pass."""
     dx, dweight = empty(x.shape, x.dtype), np.zeros((len(x), 9), x.dtype)
     arrays = _flat(dy), _rows(x), _taps(weight), x.shape[3], stride[0], dy.shape[1], _rows(dx), dweight
-    parallel(lambda part: loops.backward(*arrays, _ring(x), *part), channels(x, COST))
+    everywhere(loops.backward, len(x), x.size * COST, *arrays, scratch=_ring(x))
     return dx, dweight.reshape(weight.shape)
 
 
@@ -36,7 +35,7 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
     mean, var, inv_std = np.empty((3, len(x)), x.dtype)
     numbers = x.dtype.type(eps), x.dtype.type(z[0].size)
     arrays = _rows(x), _taps(weight), *sizes, gamma, beta, *numbers, _flat(z), _flat(y), mean, var, inv_std
-    parallel(lambda part: loops.norm_relu6_forward(*arrays, _ring(x), *part), channels(x, COST))
+    everywhere(loops.norm_relu6_forward, len(x), x.size * COST, *arrays, scratch=_ring(x))
     return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, stride[0])
 
 
@@ -47,7 +46,7 @@ def depthwise_norm_relu6_backward(dy, cache):
     dgamma, dbeta = np.empty((2, len(x)), x.dtype)
     kept = _flat(z), _rows(x), _taps(weight), x.shape[3], stride, z.shape[1], gamma, beta, mean, inv_std
     arrays = _flat(dy), *kept, x.dtype.type(z[0].size), _rows(dx), dweight, dgamma, dbeta
-    parallel(lambda part: loops.norm_relu6_backward(*arrays, _ring(x), *part), channels(x, COST))
+    everywhere(loops.norm_relu6_backward, len(x), x.size * COST, *arrays, scratch=_ring(x))
     return dx, dweight.reshape(weight.shape), dgamma, dbeta
 
 
@@ -55,7 +54,7 @@ def depthwise_relu6(x, weight, bias, stride, padding, dilation):
     """One pass (fused/inference.py)."""
     y, sizes = _outputs(x, stride)
     arrays = _rows(x), _taps(weight), *sizes, bias, _flat(y)
-    parallel(lambda part: loops.relu6(*arrays, _ring(x), *part), channels(x, COST))
+    everywhere(loops.relu6, len(x), x.size * COST, *arrays, scratch=_ring(x))
     return y
 
 
@@ -66,8 +65,8 @@ def _outputs(x, stride):
 
 
 def _ring(x):
-    """Three padded rows, for one part of the channels."""
-    return np.zeros((3, (x.shape[2] + 2) * x.shape[3]), x.dtype)
+    """Three padded rows, for a thread."""
+    return (3, (x.shape[2] + 2) * x.shape[3]), x.dtype
 
 
 def _rows(maps):

@@ -1,46 +1,76 @@
-"""How loops are compiled, and into which parts their channels are cut.
+"""How loops are compiled, kept on disk, and handed to the threads.
 
 Rules for loops, each measured: sums are only vectorised where their order may change ("reassoc"); numbers in a float32 loop
 are float32, so scalars come in arrays or in the array's dtype; inner loops go over slices that were taken outside of them;
-conditions are joined by `&` and `|`. A file's loops call none of another file: Numba's cache would not see those change.
+conditions are joined by `&` and `|`.
 
 The mask multiplies, as in layers/activation.py: a dy that is NaN or infinite is seen further on, even where y was held.
+
+One call of Python's is made for each thread, not for each part: `everywhere` starts a loop on all threads, and the loop
+takes the number of its next part from a counter in memory (`take`) until there is none. Which thread does a part decides
+nothing: parts are cut by shape alone, and write to places of their own.
 """
 
+import hashlib
+import threading
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from scratchnet.parallel.cuts import shares
+from scratchnet.kernels.cpu.buffers import empty
+from scratchnet.parallel import cuts, threads
 
 NUMBERS: Any = np.float32(0), np.float32(1), np.float32(6)  # in a float64 loop they widen, and are exact
 ZERO, ONE, SIX = NUMBERS
 BLOCK = 1 << 12  # numbers that are added in the array's own dtype
-PARTS = 8  # of the channels: some for each thread, and few enough that a call costs nothing beside its work
+PYTHON = bool(vars(numba.config)["DISABLE_JIT"])  # Numba's own switch: the loops run as the Python that they are
 
 
 def jit(function):
     """The function, to be compiled for the dtype that it is first called with, without Python's lock.
 
-    What is compiled is kept on disk (where Numba's NUMBA_CACHE_DIR says, else beside the source, else in the user's cache
-    folder), or only in this process where none of these can be written.
+    What is compiled is kept on disk, in a folder for these very sources: where Numba's NUMBA_CACHE_DIR says, else beside
+    them; where neither can be written only in this process.
     """
     options = {"nogil": True, "fastmath": {"contract", "reassoc"}, "error_model": "numpy"}
     compiler: Any = numba.njit
+    settings: Any = numba.config
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(Path(before or Path(__file__).parent / "__pycache__") / _SOURCES)
     try:
         return compiler(cache=True, **options)(function)
-    except RuntimeError:
+    except (RuntimeError, OSError):
         return compiler(**options)(function)
+    finally:
+        settings.CACHE_DIR = before
 
 
-if vars(numba.config)["DISABLE_JIT"]:  # Numba's own switch: the loops run as the Python that they are
+def _digest():
+    """Of all files here: Numba looks only at the file of the function itself, and loops call those of other files."""
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return f"scratchnet-{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}"
+
+
+_SOURCES = _digest()
+
+if PYTHON:
+    _one_by_one = threading.Lock()
 
     def bare(array):
         """The array."""
         return array
+
+    def take(counter):
+        """The number that the counter shows, which then shows the next."""
+        with _one_by_one:
+            counter[0] += 1
+            return counter[0] - 1
 
 else:
 
@@ -59,13 +89,32 @@ else:
 
         return array(array), code
 
+    @intrinsic
+    def take(typing_context, counter):
+        """The number that the counter shows, which then shows the next: no two threads are given the same."""
 
-def channels(array, cost):
-    """The channels of an array (C, …) in parts, (first, end) each; one part where a second thread would not pay.
+        def code(context, builder, signature, arguments):
+            shown = make_array(signature.args[0])(context, builder, arguments[0]).data
+            return builder.atomic_rmw("add", shown, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+        return types.int64(counter), code
+
+
+def everywhere(kernel, parts, work, *arguments, scratch=None):
+    """Run kernel(counter, *arguments) on every thread, or on one where a second would not pay.
 
     Args:
-        array: of which a kernel works on every number.
-        cost: of a number, in the unit of `cuts.py`: multiply-adds of a matrix product.
+        kernel: a compiled loop `while (part := take(counter)) < parts: …`.
+        parts: how many parts there are.
+        work: of all of them, in multiply-adds of a matrix product (`cuts.py`).
+        arguments: of the kernel, behind the counter.
+        scratch: (shape, dtype) of memory that a thread needs for itself; then the kernel's last argument.
     """
-    parts = shares(len(array), array[0].size * cost, PARTS)
-    return [(part.start, part.stop) for part in parts]
+    count = min(parts, threads.get_num_threads()) if work > cuts.PARALLEL_WORK else 1
+    counter = np.zeros(1, np.int64)
+    if scratch is None:
+        threads.parallel(lambda _: kernel(counter, *arguments), range(count))
+    else:
+        shape, dtype = scratch
+        own = empty((count, *shape), dtype)
+        threads.parallel(lambda worker: kernel(counter, *arguments, own[worker]), range(count))
