@@ -6,19 +6,26 @@ replaces such neighbours by one step, chosen from the table FUSIONS, and leaves 
 walks the steps in order, backward in reverse: that is the chain rule.
 """
 
-from typing import NamedTuple
-
 from scratchnet import device, kernels
 from scratchnet.cache import located
 from scratchnet.fused.depthwise import DepthwiseStep
+from scratchnet.fused.front import FrontStep
 from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.pointwise import PointwiseStep
-from scratchnet.layers.shortcut import add
-from scratchnet.module import Module
+from scratchnet.fused.project import ProjectStep
+from scratchnet.layers.shortcut import ShortcutMark, add, require_same
 from scratchnet.parallel.threads import computing
 
-# how many layers, and the step for them
-FUSIONS: tuple = ((3, PointwiseStep), (3, DepthwiseStep), (3, FoldedStep), (2, FoldedStep))
+# how many layers, and the step for them; the first that fits is taken
+FUSIONS: tuple = (
+    (6, FrontStep),
+    (3, PointwiseStep),
+    (3, DepthwiseStep),
+    (3, ProjectStep),
+    (2, ProjectStep),
+    (3, FoldedStep),
+    (2, FoldedStep),
+)
 
 
 class LayerStep:
@@ -65,8 +72,12 @@ class Fork(LayerStep):
 
     def backward(self, dx):
         """Add what comes through the shortcut to what comes through the layers (SHORT.2)."""
-        dy, self.kept = self.kept, None
-        return kernels.run(add, dy, dx)
+        return kernels.run(add, self.take(), dx)
+
+    def take(self):
+        """What was kept, once."""
+        kept, self.kept = self.kept, None
+        return kept
 
 
 class Join(Fork):
@@ -82,27 +93,15 @@ class Join(Fork):
 
     def forward(self, y):
         """Add what went in to what came out (SHORT.1)."""
-        x, self.fork.kept = self.fork.kept, None
+        x = self.fork.take()
         with located(self.names[0]):
-            for what, before, after in (("shape", x.shape, y.shape), ("dtype", x.dtype, y.dtype)):
-                if before != after:
-                    raise ValueError(
-                        f"{self.layers[0].name}: the layers turn x of {what} {before} into {after}, "
-                        f"a shortcut needs equal {what}s"
-                    )
+            require_same(self.layers[0].name, x, y.shape, y.dtype)
             return kernels.run(add, x, y)
 
     def backward(self, dy):
         """Hand dy on, and keep it for where the shortcut begins."""
         self.fork.kept = dy
         return dy
-
-
-class ShortcutMark(NamedTuple):
-    """What `Residual.chain` puts at both ends of its layers."""
-
-    residual: Module
-    opens: bool
 
 
 class Plan:
@@ -134,7 +133,9 @@ class Plan:
                 else:
                     step = Join(name, layer.residual, forks.pop())
             elif fuse:
-                count, step = _fused(chain)
+                count, step = _fused(chain, kind)
+                if isinstance(chain[count - 1][1], ShortcutMark):  # it ends within the step
+                    step.fork = forks.pop()
             self.steps.append(step or LayerStep(name, layer))
             chain = chain[count:]
 
@@ -206,11 +207,14 @@ def joined_names(names):
     return ".".join([*split[0][:same], "{" + ",".join(".".join(name[same:]) for name in split) + "}"])
 
 
-def _fused(chain):
-    for count, step in FUSIONS:
+def _fused(chain, kind):
+    """How many of the first layers are computed as one, and the step that does it; 1 and None where none are."""
+    for count, fusion in FUSIONS:
         names, layers = zip(*chain[:count], strict=True)
-        if len(layers) == count and step.matches(list(layers)):
-            return count, step(names, layers)
+        if len(layers) == count and fusion.matches(list(layers)):
+            step = fusion(names, layers)
+            if not (step.needs_kernel and step.pair(kind).version == "plain"):
+                return count, step
     return 1, None
 
 

@@ -7,8 +7,9 @@ each result on. At a fork the gradients of both ways add (layers/shortcut.py). I
 
 from scratchnet.device import is_array, kind_of
 from scratchnet.fused.inference import fold_batch_norm
+from scratchnet.layers.shortcut import ShortcutMark
 from scratchnet.module import Module
-from scratchnet.plan import Plan, ShortcutMark, refuse_twice, signature
+from scratchnet.plan import Plan, refuse_twice, signature
 
 
 class Sequential(Module):

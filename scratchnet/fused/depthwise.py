@@ -72,10 +72,10 @@ class DepthwiseStep(FusedStep):
         return conv.path == "depthwise" and conv.in_channels == conv.out_channels and conv.bias is None
 
     def pair(self, kind):  # noqa: D102
-        return kernels.choose(self.plain, kind, window=self.layers[0].window)
+        return kernels.choose(self.plain, kind, window=self.stages[0][0].window)
 
     def compute(self, forward, x):  # noqa: D102
-        conv, norm, _ = self.layers
+        ((conv, norm),) = self.stages
         parameters = conv.weight.data, norm.weight.data, norm.bias.data
         y, *rest = forward(as_maps(x), *parameters, norm.eps, *conv.geometry)
         return as_images(y), *rest

@@ -91,5 +91,5 @@ class PointwiseStep(FusedStep):
         return plain and conv.in_channels <= conv.out_channels
 
     def compute(self, forward, x):  # noqa: D102
-        conv, norm, _ = self.layers
+        ((conv, norm),) = self.stages
         return forward(x, conv.weight.data, norm.weight.data, norm.bias.data, norm.eps)

@@ -15,31 +15,36 @@ def norm_follows(conv, norm):
 
 
 class FusedStep(OneShotCache):
-    """Convolution, batch norm and ReLU6 in training, as one.
+    """Convolutions, each with batch norm and most with ReLU6, in training, as one.
 
     Attributes:
-        names, layers: the three layers' dotted names, and the layers.
+        names, layers: the layers' dotted names, and the layers.
+        stages: (convolution, batch norm) for each convolution in it, in order.
+        pattern: the classes of the layers; a class says its own.
         plain: the `kernels.Pair` of the file's own functions; a class says its own.
+        needs_kernel: whether the layers are steps of their own where no kernel computes all of them.
     """
 
     plain: kernels.Pair
+    pattern: tuple = (Conv2d, BatchNorm2d, ReLU6)
+    needs_kernel = False
 
     @classmethod
     def matches(cls, layers):
-        """Whether these are three such layers, in training mode, with a convolution that this step can take."""
-        if [type(layer) for layer in layers] != [Conv2d, BatchNorm2d, ReLU6]:
+        """Whether these are such layers, in training mode, with convolutions that this step can take."""
+        if tuple(type(layer) for layer in layers) != cls.pattern:
             return False
-        conv, norm, _ = layers
-        saving = norm.training and all(layer.saves for layer in layers)
-        return norm_follows(conv, norm) and saving and cls.takes(conv)
+        stages = stages_of(layers)
+        saving = all(layer.saves for layer in layers) and all(norm.training for _, norm in stages)
+        return saving and all(norm_follows(*stage) for stage in stages) and cls.takes(*(conv for conv, _ in stages))
 
     @staticmethod
-    def takes(conv):
-        """Whether the step can take this convolution."""
+    def takes(*convs):
+        """Whether the step can take these convolutions."""
         raise NotImplementedError
 
     def __init__(self, names, layers):
-        self.names, self.layers = names, layers
+        self.names, self.layers, self.stages = names, layers, stages_of(layers)
 
     @property
     def name(self):
@@ -51,38 +56,54 @@ class FusedStep(OneShotCache):
         return kernels.choose(self.plain, kind)
 
     def forward(self, x):
-        """Compute y, as the three layers would."""
-        conv, norm, _ = self.layers
+        """Compute y, as the layers would."""
         self.drop_cache()
         for layer in self.layers:
             layer.drop_cache()
         with located(self.names[0]):
-            conv.check(x)
-        if len(x) == 1:  # else there are two values a channel in any case
-            sizes = zip(x.shape[2:], conv.kernel_size, *conv.geometry, strict=True)
-            with located(self.names[1]):
-                norm.require_batch((1, conv.out_channels, *(output_size(*axis) for axis in sizes)))
+            self.stages[0][0].check(x)
+        shapes = self._shapes(x)
         pair = self.pair(kind_of(x))
-        y, mean, var, cache = self.compute(pair.forward, x)
-        norm.track(mean, var, y.size // y.shape[1])
+        y, *moments, cache = self.compute(pair.forward, x)
+        for (_, norm), shape, mean, var in zip(self.stages, shapes, moments[::2], moments[1::2], strict=True):
+            norm.track(mean, var, shape[0] * shape[2] * shape[3])
         self.save_cache((pair.backward, cache), y)
         return y
 
     def backward(self, dy):
-        """Return dx; add to the gradients of convolution and batch norm."""
-        conv, norm, _ = self.layers
+        """Return dx; add to the gradients of convolutions and batch norms."""
         with located(self.names[-1]):
             backward, cache = self.take_cache(dy)
-        dx, dweight, dgamma, dbeta = self.differentiate(backward, dy, cache)
-        conv.weight.grad += dweight
-        norm.weight.grad += dgamma
-        norm.bias.grad += dbeta
+        dx, *gradients = self.differentiate(backward, dy, cache)
+        for k, (conv, norm) in enumerate(self.stages):
+            parameters = conv.weight, norm.weight, norm.bias
+            for parameter, gradient in zip(parameters, gradients[3 * k : 3 * k + 3], strict=True):
+                parameter.grad += gradient
         return dx
 
     def compute(self, forward, x):
-        """y (N, O, OH, OW), mean and biased variance before batch norm (O,), and the cache."""
+        """y; mean and biased variance of each convolution's output, before batch norm; and the cache."""
         raise NotImplementedError
 
     def differentiate(self, backward, dy, cache):
-        """dx, and the gradients of the convolution's weight and of batch norm's weight and bias."""
+        """dx, and for each stage the gradients of the convolution's weight and of batch norm's weight and bias."""
         return backward(dy, cache)
+
+    def _shapes(self, x):
+        """The shape of each convolution's output, checked as what follows it would."""
+        shapes, shape = [], x.shape
+        for k, (conv, norm) in enumerate(self.stages):
+            if k:
+                with located(self.names[self.layers.index(conv)]):
+                    conv.require_room(shape)
+            sizes = zip(shape[2:], conv.kernel_size, *conv.geometry, strict=True)
+            shape = shape[0], conv.out_channels, *(output_size(*axis) for axis in sizes)
+            with located(self.names[self.layers.index(norm)]):
+                norm.require_batch(shape)
+            shapes.append(shape)
+        return shapes
+
+
+def stages_of(layers):
+    """(convolution, batch norm) for each convolution."""
+    return [(layer, layers[k + 1]) for k, layer in enumerate(layers) if type(layer) is Conv2d]

@@ -72,6 +72,16 @@ def _loops(name, takes=_any):
     return lambda row: _version(row, f"{compiled.__name__}.{name}", "compiled", "cpu", REAL, takes)
 
 
+def _products(name, takes=_any):
+    """Loops that multiply matrices: they call the BLAS that NumPy has, where it is one that they know."""
+
+    def known(row):
+        made = _loops(name, takes)(row)
+        return made._replace(takes=lambda **facts: takes(**facts) and compiled.multiplies())
+
+    return known
+
+
 def _cuda(module, dtypes=STORED, takes=_any):
     return lambda row: _version(row, module, "cuda", "cuda", dtypes, takes)
 
@@ -95,14 +105,16 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "track_statistics":     (                                                               _cuda(cuda.norm, REAL),),
     "relu6":                (_loops("activation"),      _numpy(cpu.activation),             _cuda(cuda.activation)),
     "add":                  (                           _numpy(cpu.activation),             _cuda(cuda.activation)),
-    "pointwise":            (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
+    "pointwise":            (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise":            (_loops("depthwise", _3x3), _numpy(cpu.depthwise, _one_filter),
                              _cuda(cuda.depthwise, takes=_one_filter)),
     "grouped":              (                           _numpy(cpu.dense, _one_group),      _cuda(cuda.dense)),
     "global_avg_pool2d":    (_loops("activation"),      _numpy(cpu.pool),                   _cuda(cuda.pool)),
     "cross_entropy":        (                                                               _cuda(cuda.loss),),
     # fused/
-    "conv_norm_relu6":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
+    "conv_norm_relu6":      (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
+    "front":                (_products("front", _3x3),),
+    "project":              (_products("pointwise"),),
     "depthwise_norm_relu6": (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "clipped_product":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),

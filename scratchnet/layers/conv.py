@@ -238,7 +238,11 @@ class Conv2d(Module):
     def check(self, x):
         """Raise ValueError or TypeError for an x that forward cannot take."""
         self.require(x, "N", self.in_channels, "H", "W")
-        require_room(self.name, x.shape, self.kernel_size, self.padding, self.dilation)
+        self.require_room(x.shape)
+
+    def require_room(self, shape):
+        """Raise ValueError where x of this shape has no room for the window."""
+        require_room(self.name, shape, self.kernel_size, self.padding, self.dilation)
 
     def forward(self, x):
         """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""

@@ -30,3 +30,12 @@ def why_not():
         warnings.warn(f"{why}: computing with NumPy's kernels", RuntimeWarning, stacklevel=2)
         return why
     return None
+
+
+@functools.cache
+def multiplies():
+    """Whether compiled loops can multiply matrices (blas.py)."""
+    if why_not():
+        return False
+    blas = importlib.import_module(f"{__name__}.blas").blas
+    return all(blas(dtype) is not None for dtype in ("float32", "float64"))

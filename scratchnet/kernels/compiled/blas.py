@@ -22,6 +22,10 @@ from scratchnet.kernels.compiled.jit import PYTHON, jit
 
 FEW_ROWS = 16  # of a product's result that are computed by one call
 WITHOUT_PACKING = 1_000_000  # multiply-adds of a call
+WITHOUT_PACKING_TRANSPOSED = 1 << 10  # numbers of its result, where it also transposes
+PANEL = 1 << 10  # columns of a wide array that stay in the inner cache
+PACKED = 1 << 12  # columns of a call where OpenBLAS packs whatever the size
+HAVE_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")  # OpenBLAS's names for kinds of CPU
 ROW_MAJOR, AS_IS, TRANSPOSED = 101, 111, 112  # CBLAS's names for them
 
 
@@ -38,7 +42,7 @@ def blas(dtype):
                 function = getattr(library.dynlib, f"{prefix}cblas_{letter}gemm{suffix}", None)
                 if letter and function is not None:
                     address = ctypes.cast(function, ctypes.c_void_p).value
-                    found = np.int64(address), width(0)
+                    found = np.int64(address), width(0), library.architecture in HAVE_SMALL_KERNELS
                     return found if _agrees(found, dtype) else None
     return None
 
@@ -97,18 +101,32 @@ else:
 
 
 @jit
+def panel_of(found, rows, columns):
+    """How wide a panel's product with so large a matrix may be."""
+    return max(64, WITHOUT_PACKING // (rows * columns) // 16 * 16) if found[2] else PACKED
+
+
+@jit
 def multiply(found, a, b, c, add):
-    """C = a @ b, or that added to c, a few rows and columns at a time; the rows of each may lie apart."""
-    k = a.shape[1]
-    columns = max(64, WITHOUT_PACKING // (min(FEW_ROWS, a.shape[0]) * k) // 16 * 16)
+    """C = a @ b, or that added to c; the rows of each may lie apart."""
+    k, rows = a.shape[1], FEW_ROWS if found[2] else a.shape[0]
+    columns = panel_of(found, min(rows, a.shape[0]), k)
     for first in range(0, c.shape[1], columns):
         end = min(first + columns, c.shape[1])
-        for r in range(0, a.shape[0], FEW_ROWS):
-            to = min(r + FEW_ROWS, a.shape[0])
+        for r in range(0, a.shape[0], rows):
+            to = min(r + rows, a.shape[0])
             _gemm(found, False, a[r:to], b[:, first:end], c[r:to, first:end], add)
 
 
 @jit
 def multiply_transposed(found, a, b, c, add):
-    """C = a @ b.T, or that added to c."""
-    _gemm(found, True, a, b, c, add)
+    """C = a @ b.T, or that added to c; the rows of each may lie apart."""
+    rows, others = (FEW_ROWS, WITHOUT_PACKING_TRANSPOSED // FEW_ROWS) if found[2] else c.shape
+    columns = panel_of(found, min(rows, c.shape[0]), min(others, c.shape[1]))
+    for first in range(0, a.shape[1], columns):
+        end = min(first + columns, a.shape[1])
+        for r in range(0, c.shape[0], rows):
+            to = min(r + rows, c.shape[0])
+            for q in range(0, c.shape[1], others):
+                last = min(q + others, c.shape[1])
+                _gemm(found, True, a[r:to, first:end], b[q:last, first:end], c[r:to, q:last], add | (first > 0))

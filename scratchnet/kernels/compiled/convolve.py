@@ -1,108 +1,31 @@
-"""The loops of depthwise.py. x and dx are (C, H, W·N); z, y and dy (C, OH·OW·N); weights (C, 9).
+"""Depthwise 3×3 convolution of one channel, padding 1, stride 1 or 2: the loops of depthwise.py and front.py.
 
-Rows are read once, into three padded rows that lie in the inner cache: row r is ring[(r + 1) % 3]. With a stride of 2,
-forward lays even and odd columns apart there, so that what a tap reads is one piece; backward spreads h out, with zeros
-where no window begins, so that it is the loop of stride 1.
+x and dx are (H, W·N); z and dy (OH·OW·N); a channel's weight has nine numbers. Rows are read once, into three padded rows
+that lie in the inner cache: row r is ring[(r + 1) % 3]. With a stride of 2, forward lays even and odd columns apart there,
+so that what a tap reads is one piece; backward spreads h out, with zeros where no window begins, so that it is the loop of
+stride 1.
 
-With batch norm and ReLU6 (fused/depthwise.py) a channel goes through all three while it is in the cache. Forward keeps z;
-backward goes over dy and z once for the two sums and once for h, which is made a row at a time and never stored.
+`before` says what comes before the convolution: (whether batch norm and ReLU6 do, their mean, a and beta); `behind` what
+comes behind it: (whether batch norm and ReLU6 do, their mean, a, beta, and the two terms of (DWF.5)).
 """
 
-import numpy as np
-
-from scratchnet.kernels.compiled.jit import SIX, ZERO, bare, jit, take
-from scratchnet.kernels.compiled.rows import copy, lay_out, make_h, masked_sums, scale_and_clip, sums, taps, taps_back
+from scratchnet.kernels.compiled.jit import ZERO, jit
+from scratchnet.kernels.compiled.rows import copy, lay_out, make_h, sums, taps, taps_back
 
 
 @jit
-def forward(counter, x, weight, n, stride, height, z, ring):
-    """The convolution alone."""
-    x, weight, z, ring = bare(x), bare(weight), bare(z), bare(ring)
-    ring[:] = ZERO
-    c = take(counter)
-    while c < len(z):
-        _convolve(x[c], weight[c], n, stride, height, ring, z[c])
-        c = take(counter)
-
-
-@jit
-def relu6(counter, x, weight, n, stride, height, bias, y, ring):
-    """The convolution, a bias and the bounds."""
-    x, weight, y, ring = bare(x), bare(weight), bare(y), bare(ring)
-    ring[:] = ZERO
-    c = take(counter)
-    while c < len(y):
-        _convolve(x[c], weight[c], n, stride, height, ring, y[c])
-        row, b = y[c], bias[c]
-        for i in range(row.size):
-            row[i] = min(max(row[i] + b, ZERO), SIX)  # (FOLD.2)
-        c = take(counter)
-
-
-@jit
-def norm_relu6_forward(counter, x, weight, n, stride, height, gamma, beta, eps, count, z, y, mean, var, inv_std, ring):
-    """The convolution, batch norm and ReLU6."""
-    x, weight, z, y, ring = bare(x), bare(weight), bare(z), bare(y), bare(ring)
-    ring[:] = ZERO
-    c = take(counter)
-    while c < len(z):
-        mean[c] = _convolve(x[c], weight[c], n, stride, height, ring, z[c]) / count
-        s, q = sums(z[c], mean[c])
-        shift = s / count  # what rounding has left of the mean
-        mean[c] += shift
-        var[c] = max(q / count - shift * shift, 0.0)
-        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)  # (DWF.1)
-        scale_and_clip(z[c], mean[c], gamma[c] * inv_std[c], beta[c], y[c])  # (DWF.2)
-        c = take(counter)
-
-
-@jit
-def backward(counter, dy, x, weight, n, stride, height, dx, dweight, ring):
-    """Dx and dweight of the convolution alone."""
-    dy, x, weight, dx, dweight, ring = bare(dy), bare(x), bare(weight), bare(dx), bare(dweight), bare(ring)
-    ring[:] = ZERO
-    c = take(counter)
-    while c < len(dx):
-        none = ZERO * weight[c, 0]
-        norm = False, none, none, none, none, none
-        _convolve_back(dy[c], dy[c], norm, x[c], weight[c], n, stride, height, ring, dx[c], dweight[c])
-        c = take(counter)
-
-
-@jit
-def norm_relu6_backward(
-    counter, dy, z, x, weight, n, stride, height, gamma, beta, mean, inv_std, count, dx, dweight, dgamma, dbeta, ring
-):
-    """Dx and the gradients of the three layers' parameters."""
-    dy, z, x, weight, dx, dweight, ring = bare(dy), bare(z), bare(x), bare(weight), bare(dx), bare(dweight), bare(ring)
-    ring[:] = ZERO
-    c = take(counter)
-    while c < len(dx):
-        a = gamma[c] * inv_std[c]
-        s, q = masked_sums(dy[c], z[c], mean[c], a, beta[c])
-        dbeta[c] = s
-        dgamma[c] = inv_std[c] * q  # (DWF.4)
-        norm = True, mean[c], a, beta[c], dbeta[c] / count, inv_std[c] * dgamma[c] / count
-        _convolve_back(dy[c], z[c], norm, x[c], weight[c] * a, n, stride, height, ring, dx[c], dweight[c])
-        dweight[c] *= a  # (DWF.6)
-        c = take(counter)
-
-
-# One channel ----------------------------------------------------------------------------------------------------------
-
-
-@jit
-def _convolve(x, weight, n, stride, height, ring, z):
-    """Z of one channel, and its sum."""
+def convolve(x, before, weight, n, stride, height, ring, z):
+    """Z, its mean and its biased variance."""
     width = z.size // height
     one, two = (n, 2 * n) if stride == 1 else (width + n, n)  # where the second and the third column's taps begin
-    ring[0] = ZERO  # the row above the picture
-    seen, total = 0, 0.0
+    near = ZERO * weight[0]
+    ring[:] = ZERO  # the padding, and the row above the picture
+    seen, s, q = 0, 0.0, 0.0
     for p in range(height):
         while seen < p * stride + 2:
             row = ring[(seen + 1) % 3]
             if seen < x.shape[0]:
-                lay_out(x[seen], n, stride, width + n, row)
+                lay_out(x[seen], before, n, stride, width + n, row)
             else:
                 row[:] = ZERO  # the row below it
             seen += 1
@@ -110,16 +33,22 @@ def _convolve(x, weight, n, stride, height, ring, z):
         x0, x1, x2 = a[:width], a[one : one + width], a[two : two + width]
         x3, x4, x5 = b[:width], b[one : one + width], b[two : two + width]
         x6, x7, x8 = c[:width], c[one : one + width], c[two : two + width]
-        total += taps(x0, x1, x2, x3, x4, x5, x6, x7, x8, weight, z[p * width : (p + 1) * width])
-    return total
+        out = z[p * width : (p + 1) * width]
+        t, u = taps(x0, x1, x2, x3, x4, x5, x6, x7, x8, weight, near, out)
+        if p == 0:  # differences from a number that is near the mean: see rows.moments
+            near = z.dtype.type(t / width)
+            t, u = sums(out, near)
+        s += t
+        q += u
+    return near + s / z.size, max(q / z.size - (s / z.size) ** 2, 0.0)
 
 
 @jit
-def _convolve_back(dy, z, norm, x, weight, n, stride, height, ring, dx, dweight):
-    """Dx of one channel; the sums for dweight are added to it."""
-    width, fused = dy.size // height, norm[0]
+def convolve_back(dy, z, behind, x, before, weight, n, stride, height, ring, dx, total):
+    """Dx; nine sums for dweight, and Σ dx and Σ dx xc where batch norm and ReLU6 come before, are added to `total`."""
+    width, normed = dy.size // height, behind[0]
     piece = width if stride == 1 else n
-    ring[0] = ZERO
+    ring[:] = ZERO
     seen = 0
     for r in range(x.shape[0]):
         while seen < r + 2:
@@ -127,11 +56,11 @@ def _convolve_back(dy, z, norm, x, weight, n, stride, height, ring, dx, dweight)
             if seen % stride == 0 and p < height:
                 for q in range(0, width, piece):
                     k, to = p * width + q, n + q * stride
-                    if fused:
-                        make_h(dy[k : k + piece], z[k : k + piece], norm, row[to : to + piece])
+                    if normed:
+                        make_h(dy[k : k + piece], z[k : k + piece], behind, row[to : to + piece])
                     else:
                         copy(dy[k : k + piece], row[to : to + piece])
             else:
                 row[:] = ZERO
             seen += 1
-        taps_back(ring[(r + 2) % 3], ring[(r + 1) % 3], ring[r % 3], n, x[r], weight, dx[r], dweight)
+        taps_back(ring[(r + 2) % 3], ring[(r + 1) % 3], ring[r % 3], n, x[r], before, weight, dx[r], total)

@@ -1,81 +1,167 @@
 """Depthwise 3×3 convolution, padding 1, stride 1 or 2, compiled: alone, with batch norm and ReLU6, and at inference.
 
 Arrays are (C, H, W·N): a row of pixels is W·N numbers and the next column N numbers further (array.py), so that one loop
-goes over all of a row's columns and pictures. The loops are in convolve.py.
+goes over all of a row's columns and pictures (convolve.py). With batch norm and ReLU6 (fused/depthwise.py) a channel goes
+through all three while it is in the cache. Forward keeps z; backward goes over dy and z once for the two sums and once for
+h, which is made a row at a time and never stored.
 """
 
 import numpy as np
 
-from scratchnet.kernels.compiled import convolve as loops
-from scratchnet.kernels.compiled.jit import everywhere
+from scratchnet.kernels.compiled.convolve import convolve, convolve_back
+from scratchnet.kernels.compiled.jit import SIX, ZERO, bare, everywhere, jit, take
+from scratchnet.kernels.compiled.rows import masked_sums, scale_and_clip
 from scratchnet.kernels.cpu.buffers import empty
 
-COST = 32  # of a number of x, in multiply-adds (`jit.channels`)
+COST = 32  # of a number of x, in multiply-adds (`jit.everywhere`)
+SUMS = 11  # of backward: nine for dweight, two for what may come before
 
 
 def depthwise_forward(x, weight, stride, padding, dilation):
     """One pass."""
-    z, sizes = _outputs(x, stride)
-    arrays = _rows(x), _taps(weight), *sizes, _flat(z)
-    everywhere(loops.forward, len(x), x.size * COST, *arrays, scratch=_ring(x))
+    z, sizes = outputs(x, stride)
+    arrays = rows(x), taps_of(weight), *sizes, flat(z)
+    everywhere(_forward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
     return z
 
 
 def depthwise_backward(dy, x, weight, stride, padding, dilation):
     """One pass."""
-    dx, dweight = empty(x.shape, x.dtype), np.zeros((len(x), 9), x.dtype)
-    arrays = _flat(dy), _rows(x), _taps(weight), x.shape[3], stride[0], dy.shape[1], _rows(dx), dweight
-    everywhere(loops.backward, len(x), x.size * COST, *arrays, scratch=_ring(x))
+    dx, dweight = empty(x.shape, x.dtype), np.empty((len(x), 9), x.dtype)
+    arrays = flat(dy), rows(x), taps_of(weight), x.shape[3], stride[0], dy.shape[1], rows(dx), dweight
+    everywhere(_backward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
     return dx, dweight.reshape(weight.shape)
 
 
 def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
     """One pass over memory: the convolution, the sums and y while a channel is in the cache."""
-    (z, sizes), y = _outputs(x, stride), _outputs(x, stride)[0]
+    (z, sizes), y = outputs(x, stride), outputs(x, stride)[0]
     mean, var, inv_std = np.empty((3, len(x)), x.dtype)
-    numbers = x.dtype.type(eps), x.dtype.type(z[0].size)
-    arrays = _rows(x), _taps(weight), *sizes, gamma, beta, *numbers, _flat(z), _flat(y), mean, var, inv_std
-    everywhere(loops.norm_relu6_forward, len(x), x.size * COST, *arrays, scratch=_ring(x))
+    arrays = rows(x), taps_of(weight), *sizes, gamma, beta, eps, flat(z), flat(y), mean, var, inv_std
+    everywhere(_norm_relu6_forward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
     return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, stride[0])
 
 
 def depthwise_norm_relu6_backward(dy, cache):
     """Two passes over dy and z, one over x and dx."""
     x, weight, z, gamma, beta, mean, inv_std, stride = cache
-    dx, dweight = empty(x.shape, x.dtype), np.zeros((len(x), 9), x.dtype)
+    dx, dweight = empty(x.shape, x.dtype), np.empty((len(x), 9), x.dtype)
     dgamma, dbeta = np.empty((2, len(x)), x.dtype)
-    kept = _flat(z), _rows(x), _taps(weight), x.shape[3], stride, z.shape[1], gamma, beta, mean, inv_std
-    arrays = _flat(dy), *kept, x.dtype.type(z[0].size), _rows(dx), dweight, dgamma, dbeta
-    everywhere(loops.norm_relu6_backward, len(x), x.size * COST, *arrays, scratch=_ring(x))
+    kept = flat(z), rows(x), taps_of(weight), x.shape[3], stride, z.shape[1], gamma, beta, mean, inv_std
+    arrays = flat(dy), *kept, rows(dx), dweight, dgamma, dbeta
+    everywhere(_norm_relu6_backward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
     return dx, dweight.reshape(weight.shape), dgamma, dbeta
 
 
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):
     """One pass (fused/inference.py)."""
-    y, sizes = _outputs(x, stride)
-    arrays = _rows(x), _taps(weight), *sizes, bias, _flat(y)
-    everywhere(loops.relu6, len(x), x.size * COST, *arrays, scratch=_ring(x))
+    y, sizes = outputs(x, stride)
+    arrays = rows(x), taps_of(weight), *sizes, bias, flat(y)
+    everywhere(_relu6, len(x), x.size * COST, *arrays, scratch=ring_of(x))
     return y
 
 
-def _outputs(x, stride):
+def outputs(x, stride, channels=None):
     """An array for the convolution's output, and what the loops have to know: N, the stride, OH."""
     height, width = ((size - 1) // stride[0] + 1 for size in x.shape[1:3])
-    return empty((len(x), height, width, x.shape[3]), x.dtype), (x.shape[3], stride[0], height)
+    shape = channels or len(x), height, width, x.shape[3]
+    return empty(shape, x.dtype), (x.shape[3], stride[0], height)
 
 
-def _ring(x):
+def ring_of(x):
     """Three padded rows, for a thread."""
     return (3, (x.shape[2] + 2) * x.shape[3]), x.dtype
 
 
-def _rows(maps):
-    return maps.reshape(*maps.shape[:2], -1)  # (C, H, W, N) -> (C, H, W·N)
+def rows(maps):
+    """(C, H, W, N) -> (C, H, W·N)."""
+    return maps.reshape(*maps.shape[:2], -1)
 
 
-def _flat(maps):
-    return maps.reshape(len(maps), -1)  # (C, H, W, N) -> (C, H·W·N)
+def flat(maps):
+    """(C, H, W, N) -> (C, H·W·N)."""
+    return maps.reshape(len(maps), -1)
 
 
-def _taps(weight):
-    return np.ascontiguousarray(weight).reshape(len(weight), 9)  # (C, 1, 3, 3) -> (C, 9)
+def taps_of(weight):
+    """(C, 1, 3, 3) -> (C, 9)."""
+    return np.ascontiguousarray(weight).reshape(len(weight), 9)
+
+
+@jit
+def _forward(counter, x, weight, n, stride, height, z, ring):
+    """The convolution alone."""
+    x, weight, z, ring = bare(x), bare(weight), bare(z), bare(ring)
+    c = take(counter)
+    while c < len(z):
+        none = ZERO * weight[c, 0]
+        convolve(x[c], (False, none, none, none), weight[c], n, stride, height, ring, z[c])
+        c = take(counter)
+
+
+@jit
+def _relu6(counter, x, weight, n, stride, height, bias, y, ring):
+    """The convolution, a bias and the bounds."""
+    x, weight, y, ring = bare(x), bare(weight), bare(y), bare(ring)
+    c = take(counter)
+    while c < len(y):
+        none = ZERO * weight[c, 0]
+        convolve(x[c], (False, none, none, none), weight[c], n, stride, height, ring, y[c])
+        row, b = y[c], bias[c]
+        for i in range(row.size):
+            row[i] = min(max(row[i] + b, ZERO), SIX)  # (FOLD.2)
+        c = take(counter)
+
+
+@jit
+def _norm_relu6_forward(counter, x, weight, n, stride, height, gamma, beta, eps, z, y, mean, var, inv_std, ring):
+    """The convolution, batch norm and ReLU6."""
+    x, weight, z, y, ring = bare(x), bare(weight), bare(z), bare(y), bare(ring)
+    c = take(counter)
+    while c < len(z):
+        none = ZERO * weight[c, 0]
+        mean[c], var[c] = convolve(x[c], (False, none, none, none), weight[c], n, stride, height, ring, z[c])
+        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)  # (DWF.1)
+        scale_and_clip(z[c], mean[c], gamma[c] * inv_std[c], beta[c], y[c])  # (DWF.2)
+        c = take(counter)
+
+
+@jit
+def _backward(counter, dy, x, weight, n, stride, height, dx, dweight, ring):
+    """Dx and dweight of the convolution alone."""
+    dy, x, weight, dx, dweight, ring = bare(dy), bare(x), bare(weight), bare(dx), bare(dweight), bare(ring)
+    total = np.empty(SUMS)
+    c = take(counter)
+    while c < len(dx):
+        none = ZERO * weight[c, 0]
+        before, behind = (False, none, none, none), (False, none, none, none, none, none)
+        total[:] = 0.0
+        convolve_back(dy[c], dy[c], behind, x[c], before, weight[c], n, stride, height, ring, dx[c], total)
+        for k in range(9):
+            dweight[c, k] = total[k]
+        c = take(counter)
+
+
+@jit
+def _norm_relu6_backward(
+    counter, dy, z, x, weight, n, stride, height, gamma, beta, mean, inv_std, dx, dweight, dgamma, dbeta, ring
+):
+    """Dx and the gradients of the three layers' parameters."""
+    dy, z, x, weight, dx, dweight, ring = bare(dy), bare(z), bare(x), bare(weight), bare(dx), bare(dweight), bare(ring)
+    total = np.empty(SUMS)
+    c = take(counter)
+    while c < len(dx):
+        none = ZERO * weight[c, 0]
+        a = gamma[c] * inv_std[c]
+        s, q = masked_sums(dy[c], z[c], mean[c], a, beta[c])
+        dbeta[c] = s
+        dgamma[c] = inv_std[c] * q  # (DWF.4)
+        count = z.dtype.type(z.shape[1])
+        behind = True, mean[c], a, beta[c], dbeta[c] / count, inv_std[c] * dgamma[c] / count
+        total[:] = 0.0
+        convolve_back(
+            dy[c], z[c], behind, x[c], (False, none, none, none), weight[c] * a, n, stride, height, ring, dx[c], total
+        )
+        for k in range(9):
+            dweight[c, k] = total[k] * a  # (DWF.6)
+        c = take(counter)

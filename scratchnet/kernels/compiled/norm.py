@@ -1,21 +1,20 @@
-"""Batch norm, compiled (layers/norm.py): forward three passes, backward two, a channel at a time."""
+"""Batch norm, compiled (layers/norm.py): two passes each way, a channel at a time."""
 
 import numpy as np
 
 from scratchnet.array import as_images, as_matrix
 from scratchnet.kernels.compiled.jit import ZERO, bare, everywhere, jit, take
-from scratchnet.kernels.compiled.rows import combine, products, scale, sums
+from scratchnet.kernels.compiled.rows import combine, moments, products, scale
 from scratchnet.kernels.cpu.buffers import empty
 
 COST = 12  # of a number, in multiply-adds (`jit.channels`)
 
 
 def batch_norm_forward(x, weight, bias, eps):
-    """Sum; sums of differences and of their squares; y."""
+    """Sums of differences and of their squares; y."""
     rows = as_matrix(x)
     y, (mean, var, inv_std) = empty(rows.shape, rows.dtype), np.empty((3, len(rows)), rows.dtype)
-    eps, count = rows.dtype.type(eps), rows.dtype.type(rows.shape[1])
-    arrays = rows, weight, bias, eps, count, y, mean, var, inv_std
+    arrays = rows, weight, bias, eps, y, mean, var, inv_std
     everywhere(_forward, len(rows), rows.size * COST, *arrays)
     return as_images(y, x), mean, var, (x, mean, inv_std, weight)
 
@@ -49,15 +48,11 @@ def _back(dy, cache, frozen):
 
 
 @jit
-def _forward(counter, x, weight, bias, eps, count, y, mean, var, inv_std):
+def _forward(counter, x, weight, bias, eps, y, mean, var, inv_std):
     x, y = bare(x), bare(y)
     c = take(counter)
     while c < len(x):
-        mean[c] = sums(x[c], ZERO)[0] / count  # (BN.1)
-        s, q = sums(x[c], mean[c])
-        shift = s / count  # what rounding has left of the mean
-        mean[c] += shift
-        var[c] = max(q / count - shift * shift, 0.0)  # (BN.2)
+        mean[c], var[c] = moments(x[c])  # (BN.1), (BN.2)
         inv_std[c] = 1.0 / np.sqrt(var[c] + eps)
         scale(x[c], mean[c], weight[c] * inv_std[c], bias[c], y[c])  # (BN.3), (BN.4)
         c = take(counter)

@@ -1,0 +1,93 @@
+"""The front of an inverted residual block as one: 1×1 expansion, batch norm, ReLU6, depthwise, batch norm, ReLU6.
+
+The expansion makes its input several times wider; from there to the depthwise convolution's output, row c needs row c
+alone. So a few channels at a time can be made, go through all six layers while they are in the cache, and be forgotten: of
+the wide arrays only two are ever stored, what the depthwise convolution puts out (z₂) and what comes behind it (y₂).
+
+With X (C × M) one column a pixel, z₁ a row of the expansion, μ₁, v₁ its mean and variance, s₁ = 1/√(v₁ + eps), a₁ = γ₁ s₁:
+
+Forward
+    Z₁ = W X                                                                               (FRONT.1)
+    y₁ = clip(a₁ (z₁ - μ₁) + β₁, 0, 6)      on the way into the convolution                (FRONT.2)
+    z₂ = w ⋆ y₁, y₂ = clip(a₂ (z₂ - μ₂) + β₂, 0, 6)        (CONV.8), (DWF.1), (DWF.2)
+
+Backward, from dy₂, with z₁ and y₁ made again by (FRONT.1) and (FRONT.2): a product costs less than memory does
+    dβ₂, dγ₂, dw and dy₁ by (DWF.3)-(DWF.6)
+    g  = dy₁ where 0 < y₁ < 6, else 0                                                      (FRONT.3)
+    dβ₁ = Σ g,    dγ₁ = s₁ Σ g (z₁ - μ₁)                                                    (FRONT.4)
+    dz₁ by batch norm's own backward (BN.7): a₁ (g - dβ₁/M - (z₁ - μ₁) s₁ dγ₁/M)
+    dW = dZ₁ Xᵀ                                                                            (FRONT.5)
+    dX = Wᵀ dZ₁                                                                            (FRONT.6)
+
+Where no cache keeps a channel for so long, as on a GPU, (FUSE.1)-(FUSE.3) give μ₁ and v₁ without Z₁, and (FUSE.8)-(FUSE.11)
+both products without dZ₁. A plan puts this in the place of the six layers (`FrontStep`) where a kernel computes it.
+"""
+
+from scratchnet import kernels
+from scratchnet.array import as_images, as_maps
+from scratchnet.fused.depthwise import DepthwiseStep, depthwise_norm_relu6_backward, depthwise_norm_relu6_forward
+from scratchnet.fused.step import FusedStep
+from scratchnet.layers.activation import clip
+
+
+def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2, stride, padding, dilation):
+    """Expand, normalise, clip; convolve each channel by itself, normalise, clip.
+
+    Args:
+        x: (C, H, W, N).
+        weight1: of the expansion, (E, C, 1, 1); gamma1, beta1, eps1: of its batch norm, (E,), (E,), a number.
+        weight2: of the depthwise convolution, (E, 1, KH, KW); gamma2, beta2, eps2: of its batch norm.
+        stride, padding, dilation: of the depthwise convolution, pairs (h, w), in pixels.
+
+    Returns:
+        y (E, OH, OW, N); mean and biased variance of both convolutions' outputs, each (E,); the cache for the backward.
+    """
+    matrix, columns = weight1[:, :, 0, 0], x.reshape(len(x), -1)  # (C, H, W, N) -> (C, M)
+    z = matrix @ columns  # (FRONT.1)
+    mean = z.mean(axis=1, keepdims=True)  # (BN.1)
+    centred = z - mean
+    var = (centred * centred).mean(axis=1, keepdims=True)  # (BN.2)
+    inv_std = 1 / (var + eps1) ** 0.5
+    a = gamma1[:, None] * inv_std
+    y = clip(a * centred + beta1[:, None], 0, 6)  # (FRONT.2)
+    behind = weight2, gamma2, beta2, eps2, stride, padding, dilation
+    y2, mean2, var2, saved = depthwise_norm_relu6_forward(y.reshape(-1, *x.shape[1:]), *behind)
+    return y2, mean[:, 0], var[:, 0], mean2, var2, (columns, matrix, centred, y, a, inv_std, saved, x.shape)
+
+
+def front_backward(dy, cache):
+    """Gradients of `front_forward`: dx like x, and dweight, dgamma and dbeta of the first and of the second convolution."""
+    columns, matrix, centred, y, a, inv_std, saved, shape = cache
+    dy1, dweight2, dgamma2, dbeta2 = depthwise_norm_relu6_backward(dy, saved)
+    g = dy1.reshape(y.shape) * ~((y.real <= 0) | (y.real >= 6))  # (FRONT.3)
+    m = g.shape[1]
+    dbeta, dgamma = g.sum(axis=1), inv_std[:, 0] * (g * centred).sum(axis=1)  # (FRONT.4)
+    dz = a * (g - dbeta[:, None] / m - centred * (inv_std * dgamma[:, None] / m))  # (BN.7)
+    dweight = dz @ columns.T  # (FRONT.5)
+    dx = (matrix.T @ dz).reshape(shape)  # (FRONT.6)
+    return dx, dweight[:, :, None, None], dgamma, dbeta, dweight2, dgamma2, dbeta2
+
+
+class FrontStep(FusedStep):
+    """A plain 1×1 convolution and a depthwise one, neither with a bias, each with batch norm and ReLU6."""
+
+    plain = kernels.Pair(front_forward, front_backward)
+    pattern = FusedStep.pattern * 2
+    needs_kernel = True
+
+    @staticmethod
+    def takes(expansion, depthwise):  # noqa: D102
+        plain = (expansion.path, expansion.stride, expansion.bias) == ("pointwise", (1, 1), None)
+        return plain and DepthwiseStep.takes(depthwise)
+
+    def pair(self, kind):  # noqa: D102
+        return kernels.choose(self.plain, kind, window=self.stages[1][0].window)
+
+    def compute(self, forward, x):  # noqa: D102
+        arguments = [(conv.weight.data, norm.weight.data, norm.bias.data, norm.eps) for conv, norm in self.stages]
+        y, *rest = forward(as_maps(x), *arguments[0], *arguments[1], *self.stages[1][0].geometry)
+        return as_images(y), *rest
+
+    def differentiate(self, backward, dy, cache):  # noqa: D102
+        dx, *gradients = backward(as_maps(dy), cache)
+        return as_images(dx), *gradients

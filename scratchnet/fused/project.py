@@ -1,0 +1,97 @@
+"""The end of an inverted residual block as one: 1×1 convolution, batch norm, and the end of a shortcut where there is one.
+
+    Z = W X                                                                                (PROJ.1)
+    y = γ ẑ + β + x₀         with ẑ of (BN.3), and x₀ what went into the block, or nothing  (PROJ.2)
+
+Backward, from dy: dx₀ = dy, since x₀ is added (SHORT.2); dβ, dγ and dz by batch norm's own (BN.5)-(BN.7), then
+    dW = dZ Xᵀ,    dX = Wᵀ dZ                                                              (PROJ.3)
+
+Nothing is won in the mathematics, but passes: to normalise and to add is one, and both products of (PROJ.3) take the same
+few rows of X and dX. A plan puts this in the place of the layers (`ProjectStep`) where a kernel computes it.
+"""
+
+from scratchnet import kernels
+from scratchnet.array import as_images, as_matrix
+from scratchnet.cache import located
+from scratchnet.fused.step import FusedStep
+from scratchnet.layers.conv import Conv2d
+from scratchnet.layers.norm import BatchNorm2d, batch_norm_backward, batch_norm_forward
+from scratchnet.layers.shortcut import ShortcutMark, require_same
+
+
+def project_forward(x, weight, gamma, beta, eps, shortcut=None):
+    """Convolve 1×1, normalise by the batch's own statistics, add.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C, 1, 1).
+        gamma, beta: batch norm's weight and bias, (O,).
+        eps: added to the variance.
+        shortcut: what is added, (N, O, H, W), or None.
+
+    Returns:
+        y (N, O, H, W); mean and biased variance of the convolution's output, each (O,); the cache for the backward.
+    """
+    matrix, columns = weight[:, :, 0, 0], as_matrix(x)  # (N, C, H, W) -> (C, M)
+    z = as_images(matrix @ columns, x)  # (PROJ.1)
+    y, mean, var, norm = batch_norm_forward(z, gamma, beta, eps)
+    if shortcut is not None:
+        y = as_images(as_matrix(y) + as_matrix(shortcut), x)  # (PROJ.2)
+    return y, mean, var, (columns, matrix, norm)
+
+
+def project_backward(dy, cache):
+    """Gradients of `project_forward`: dx (N, C, H, W), dweight (O, C, 1, 1), dgamma and dbeta (O,); x₀'s is dy itself."""
+    columns, matrix, norm = cache
+    dz, dgamma, dbeta = batch_norm_backward(dy, norm)
+    rows = as_matrix(dz)
+    dweight, dx = rows @ columns.T, matrix.T @ rows  # (PROJ.3)
+    return as_images(dx, dy), dweight[:, :, None, None], dgamma, dbeta
+
+
+class ProjectStep(FusedStep):
+    """A plain 1×1 convolution, batch norm, and the end of a shortcut where one ends there.
+
+    Attributes:
+        fork: the plan's step at which that shortcut begins, or None.
+    """
+
+    plain = kernels.Pair(project_forward, project_backward)
+    pattern = (Conv2d, BatchNorm2d)
+    needs_kernel = True
+    fork = None
+
+    @staticmethod
+    def takes(conv):  # noqa: D102
+        return (conv.path, conv.stride, conv.bias) == ("pointwise", (1, 1), None)
+
+    @classmethod
+    def matches(cls, layers):  # noqa: D102
+        *layers, last = layers
+        ends = isinstance(last, ShortcutMark)
+        return not (ends and last.opens) and super().matches(layers if ends else [*layers, last])
+
+    def __init__(self, names, layers):
+        *plain, last = layers
+        ends = isinstance(last, ShortcutMark)
+        super().__init__(names[:2], [*plain, last.residual if ends else last])
+        self._end = names[-1]
+
+    @property
+    def name(self):
+        """Batch norm's, whose dy it is: the shortcut hands it on."""
+        return self.stages[0][1].name
+
+    def compute(self, forward, x):  # noqa: D102
+        ((conv, norm),) = self.stages
+        shortcut = None
+        if self.fork:
+            shortcut = self.fork.take()
+            with located(self._end):
+                require_same(self.layers[-1].name, shortcut, (len(x), conv.out_channels, *x.shape[2:]), x.dtype)
+        return forward(x, conv.weight.data, norm.weight.data, norm.bias.data, norm.eps, shortcut)
+
+    def differentiate(self, backward, dy, cache):  # noqa: D102
+        if self.fork:
+            self.fork.kept = dy
+        return backward(dy, cache)

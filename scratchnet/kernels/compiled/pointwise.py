@@ -1,0 +1,214 @@
+"""1×1 convolutions, compiled: by themselves, with batch norm and a shortcut, and with batch norm and ReLU6.
+
+Products are cut so that a call of BLAS has its factors in the inner cache (blas.py): y by panels of columns, what is summed
+over columns by a few rows at a time. Each part of a result is computed by one thread, in one order.
+"""
+
+import numpy as np
+
+from scratchnet.array import as_images, as_matrix
+from scratchnet.kernels.compiled.blas import FEW_ROWS, PANEL, blas, multiply, multiply_transposed
+from scratchnet.kernels.compiled.jit import bare, everywhere, jit, take
+from scratchnet.kernels.compiled.rows import (
+    combine,
+    copy,
+    masked_gradient,
+    masked_sums,
+    moments,
+    products,
+    scale,
+    scale_add,
+    scale_and_clip,
+)
+from scratchnet.kernels.cpu.buffers import empty
+
+PANEL_BYTES = 1 << 18
+PASSES = 24  # over a row of a result, in multiply-adds
+
+
+def pointwise_forward(x, weight, stride):
+    """W @ X, a panel of columns at a time."""
+    seen = np.ascontiguousarray(x[:, :: stride[0], :: stride[1]])
+    y = product(weight[:, :, 0, 0], seen.reshape(len(x), -1))
+    return y.reshape(-1, *seen.shape[1:])
+
+
+def pointwise_backward(dy, x, weight, stride):
+    """dW = dY @ X.T, a few rows at a time; dX = W.T @ dY, a panel of columns at a time."""
+    seen = np.ascontiguousarray(x[:, :: stride[0], :: stride[1]])
+    grad, dweight = dy.reshape(len(dy), -1), np.empty(weight.shape[:2], dy.dtype)
+    everywhere(
+        _weight_gradient, -(-len(grad) // FEW_ROWS), grad.size * len(x), blas(x.dtype), grad,
+        seen.reshape(len(x), -1), dweight,
+    )  # fmt: skip
+    dx = product(weight[:, :, 0, 0].T, grad).reshape(seen.shape)
+    if stride != (1, 1):
+        dx, dseen = np.zeros_like(x), dx
+        dx[:, :: stride[0], :: stride[1]] = dseen
+    return dx, dweight[:, :, None, None]
+
+
+def project_forward(x, weight, gamma, beta, eps, shortcut=None):
+    """Over x one pass; over z three, two of them in the cache; over y one."""
+    rows = as_matrix(x)
+    z = product(weight[:, :, 0, 0], rows)  # (PROJ.1)
+    y, (mean, var, inv_std) = empty(z.shape, z.dtype), np.empty((3, len(z)), z.dtype)
+    added = y if shortcut is None else as_matrix(shortcut)
+    arrays = z, gamma, beta, eps, shortcut is not None, added, y, mean, var, inv_std
+    everywhere(_norm_add, len(z), z.size * PASSES, *arrays)
+    return as_images(y, x), mean, var, (rows, weight, z, gamma, mean, inv_std)
+
+
+def project_backward(dy, cache):
+    """Over dy and z two passes, over x and dx one."""
+    rows, weight, z, gamma, mean, inv_std = cache
+    grad, dx = as_matrix(dy), empty(rows.shape, rows.dtype)
+    dz, (dgamma, dbeta) = apart(*z.shape, z.dtype), np.empty((2, len(z)), z.dtype)
+    everywhere(_norm_back, len(z), z.size * PASSES, grad, z, gamma, mean, inv_std, dz, dgamma, dbeta)
+    transposed, dtransposed = np.ascontiguousarray(weight[:, :, 0, 0].T), np.empty(weight.shape[1::-1], z.dtype)
+    parts, work = -(-len(rows) // FEW_ROWS), 2 * rows.size * len(z)
+    arrays, scratch = (dz, rows, transposed, dx, dtransposed), ((FEW_ROWS, PANEL), z.dtype)
+    everywhere(_both_gradients, parts, work, blas(z.dtype), *arrays, scratch=scratch)
+    return as_images(dx, dy), np.ascontiguousarray(dtransposed.T)[:, :, None, None], dgamma, dbeta
+
+
+def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
+    """A few rows of z at a time, which stay in the cache; z is kept."""
+    rows, matrix = as_matrix(x), np.ascontiguousarray(weight[:, :, 0, 0])
+    z, y = (empty((len(matrix), rows.shape[1]), rows.dtype) for _ in range(2))
+    mean, var, inv_std = np.empty((3, len(z)), z.dtype)
+    arrays = rows, matrix, gamma, beta, eps, z, y, mean, var, inv_std
+    work = rows.shape[1] * (matrix.size + PASSES * len(z))
+    everywhere(_norm_relu6, -(-len(z) // FEW_ROWS), work, blas(z.dtype), *arrays)
+    return as_images(y, x), mean, var, (rows, matrix, z, gamma, beta, mean, inv_std)
+
+
+def conv_norm_relu6_backward(dy, cache):
+    """A few rows at a time: the masked sums, the gradient of z, and the products with it."""
+    rows, matrix, z, gamma, beta, mean, inv_std = cache
+    grad, dz, dmatrix = as_matrix(dy), apart(*z.shape, z.dtype), np.empty_like(matrix)
+    dgamma, dbeta = np.empty((2, len(z)), z.dtype)
+    arrays = grad, z, rows, gamma, beta, mean, inv_std, dz, dmatrix, dgamma, dbeta
+    work = rows.shape[1] * (matrix.size + PASSES * len(z))
+    everywhere(_norm_relu6_back, -(-len(z) // FEW_ROWS), work, blas(z.dtype), *arrays)
+    return as_images(product(matrix.T, dz, z.shape[1]), dy), dmatrix[:, :, None, None], dgamma, dbeta
+
+
+def product(a, b, columns=None):
+    """a @ b for a wide b, or for so many columns of it, a panel of them at a time."""
+    a, columns = np.ascontiguousarray(a), columns or b.shape[1]
+    out, width = empty((len(a), columns), b.dtype), max(64, PANEL_BYTES // b[:, 0].nbytes // 16 * 16)
+    parts, scratch = -(-columns // width), ((len(b), width), b.dtype)
+    everywhere(_product, parts, a.size * columns, blas(b.dtype), a, b, out, scratch=scratch)
+    return out
+
+
+def apart(rows, columns, dtype):
+    """An array with room for so many columns, and more: rows a power of two apart would share few places of the cache."""
+    return empty((rows, columns // 16 * 16 + 32), dtype)
+
+
+@jit
+def _product(counter, found, a, b, out, panel):
+    a, b, out, panel = bare(a), bare(b), bare(out), bare(panel)
+    columns = panel.shape[1]
+    k = take(counter) * columns
+    while k < out.shape[1]:
+        end = min(k + columns, out.shape[1])
+        for r in range(len(b)):  # rows that lie a power of two apart push each other out of the cache
+            copy(b[r, k:end], panel[r, : end - k])
+        multiply(found, a, panel[:, : end - k], out[:, k:end], False)
+        k = take(counter) * columns
+
+
+@jit
+def _weight_gradient(counter, found, dy, x, dweight):
+    dy, x, dweight = bare(dy), bare(x), bare(dweight)
+    columns = PANEL
+    r = take(counter) * FEW_ROWS
+    while r < len(dy):
+        to = min(r + FEW_ROWS, len(dy))
+        for k in range(0, x.shape[1], columns):
+            end = min(k + columns, x.shape[1])
+            multiply_transposed(found, dy[r:to, k:end], x[:, k:end], dweight[r:to], k > 0)  # (CONV.5)
+        r = take(counter) * FEW_ROWS
+
+
+@jit
+def _both_gradients(counter, found, dz, x, transposed, dx, dtransposed, panel):
+    """A few channels of x: their dx, and their columns of dweight."""
+    dz, x, transposed, dx, dtransposed = bare(dz), bare(x), bare(transposed), bare(dx), bare(dtransposed)
+    columns, panel = PANEL, bare(panel)
+    r = take(counter) * FEW_ROWS
+    while r < len(x):
+        to = min(r + FEW_ROWS, len(x))
+        for k in range(0, x.shape[1], columns):
+            end = min(k + columns, x.shape[1])
+            multiply(found, transposed[r:to], dz[:, k:end], dx[r:to, k:end], False)  # (CONV.6)
+            for c in range(r, to):
+                copy(x[c, k:end], panel[c - r, : end - k])
+            multiply_transposed(found, panel[: to - r, : end - k], dz[:, k:end], dtransposed[r:to], k > 0)  # (CONV.5)
+        r = take(counter) * FEW_ROWS
+
+
+@jit
+def _norm_add(counter, z, gamma, beta, eps, adds, shortcut, y, mean, var, inv_std):
+    z, shortcut, y = bare(z), bare(shortcut), bare(y)
+    c = take(counter)
+    while c < len(z):
+        mean[c], var[c] = moments(z[c])  # (BN.1), (BN.2)
+        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)
+        a = gamma[c] * inv_std[c]
+        if adds:
+            scale_add(z[c], mean[c], a, beta[c], shortcut[c], y[c])  # (PROJ.2)
+        else:
+            scale(z[c], mean[c], a, beta[c], y[c])
+        c = take(counter)
+
+
+@jit
+def _norm_back(counter, dy, z, gamma, mean, inv_std, dz, dgamma, dbeta):
+    dy, z, dz = bare(dy), bare(z), bare(dz)
+    count = z.dtype.type(z.shape[1])
+    c = take(counter)
+    while c < len(z):
+        s, q = products(dy[c], z[c], mean[c])
+        dbeta[c] = s  # (BN.5)
+        dgamma[c] = q * inv_std[c]  # (BN.6)
+        terms = dbeta[c] / count, inv_std[c] * dgamma[c] / count
+        combine(dy[c], z[c], mean[c], gamma[c] * inv_std[c], terms[0], terms[1], dz[c, : z.shape[1]])  # (BN.7)
+        c = take(counter)
+
+
+@jit
+def _norm_relu6(counter, found, x, weight, gamma, beta, eps, z, y, mean, var, inv_std):
+    x, weight, z, y = bare(x), bare(weight), bare(z), bare(y)
+    r = take(counter) * FEW_ROWS
+    while r < len(z):
+        to = min(r + FEW_ROWS, len(z))
+        multiply(found, weight[r:to], x, z[r:to], False)  # (CONV.3)
+        for c in range(r, to):
+            mean[c], var[c] = moments(z[c])  # (BN.1), (BN.2)
+            inv_std[c] = 1.0 / np.sqrt(var[c] + eps)
+            scale_and_clip(z[c], mean[c], gamma[c] * inv_std[c], beta[c], y[c])  # (BN.4), (RELU6.1)
+        r = take(counter) * FEW_ROWS
+
+
+@jit
+def _norm_relu6_back(counter, found, dy, z, x, gamma, beta, mean, inv_std, dz, dweight, dgamma, dbeta):
+    dy, z, x, dz, dweight = bare(dy), bare(z), bare(x), bare(dz), bare(dweight)
+    columns, count = PANEL, z.dtype.type(z.shape[1])
+    r = take(counter) * FEW_ROWS
+    while r < len(z):
+        to = min(r + FEW_ROWS, len(z))
+        for c in range(r, to):
+            a = gamma[c] * inv_std[c]
+            s, q = masked_sums(dy[c], z[c], mean[c], a, beta[c])
+            dbeta[c] = s  # (BN.5)
+            dgamma[c] = q * inv_std[c]  # (BN.6)
+            terms = dbeta[c] / count, inv_std[c] * dgamma[c] / count
+            masked_gradient(dy[c], z[c], mean[c], a, beta[c], terms[0], terms[1], dz[c, : z.shape[1]])  # (BN.7)
+        for k in range(0, x.shape[1], columns):
+            end = min(k + columns, x.shape[1])
+            multiply_transposed(found, dz[r:to, k:end], x[:, k:end], dweight[r:to], k > 0)  # (CONV.5)
+        r = take(counter) * FEW_ROWS
