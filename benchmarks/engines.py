@@ -1,48 +1,95 @@
-"""The same network in scratchnet and in PyTorch, each measured in a child process of its own; what the benchmarks share.
+"""The same network in scratchnet and in PyTorch, each measured in child processes of its own; what the benchmarks share.
 
-Run as a program this file *is* the child: `engines.py ENGINE SPEC` prints one JSON line, seconds a step and peak memory.
+An engine has one of three modes:
+
+threads     one process, as many threads as the case says.
+processes   one process a core, each with one thread and its share of the same batch, started together, without exchange
+            of gradients: an upper bound of what any training over processes can reach.
+ddp         PyTorch's DistributedDataParallel as its documentation has it: the same processes, which exchange gradients
+            through gloo over loopback.
+
+All processes of an engine take equally many steps at the same time, and what counts is the slowest's median step.
+
+Run as a program this file *is* a child: `engines.py JOB`. When it is warm it prints the seconds of a step, reads how many
+steps it is to take, and prints one JSON line: seconds a step, peak memory.
 """
 
+import contextlib
 import json
+import math
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from machine import KERNELS, cores, head, save
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for models/, which is not installed
-ENGINES = ("scratchnet", "torch-nchw", "torch-channels-last")
+FORMATS = ("nchw", "channels-last")
+MODES = ("threads", "processes", "ddp")
 SECONDS = 4.0  # each child measures for about so long
-TIMEOUT = 90.0  # seconds; a child that takes longer has failed
+TIMEOUT = 90.0  # seconds; children that take longer have failed
 LR, MOMENTUM = 0.05, 0.9
 
 
+class Engine(NamedTuple):
+    """What computes: a library, its kernels (scratchnet) or memory format (PyTorch), and a mode."""
+
+    library: str
+    version: str
+    mode: str = "threads"
+
+    def __str__(self):
+        return f"{self.library}-{self.version}" + ("" if self.mode == "threads" else f", {self.mode}")
+
+
+class Failed(Exception):
+    """A child crashed or did not end in time (PyTorch's channels_last does both in some geometries)."""
+
+
 def spec(variant, width, size, batch, threads=2, training=True):
-    """What a child is to measure."""
+    """What an engine is to compute."""
     return {
         "variant": variant, "width": width, "size": size, "batch": batch, "threads": threads, "training": training,
     }  # fmt: skip
 
 
-def scratchnet_step(variant, width, size, batch, threads, training=True):
-    """A function that does one step: forward, loss, backward, SGD; without training the logits, batch norm folded."""
+# In a child -----------------------------------------------------------------------------------------------------------
+
+
+def scratchnet_step(variant, width, size, batch, threads, training=True, kernels=True):
+    """A function that does one step (forward, loss, backward, SGD; without training the logits, batch norm folded).
+
+    And how many steps of the plan each version of the kernels computes.
+    """
     import scratchnet as sn
     from models import MobileNetV2
     from scratchnet.training.optim import SGD
 
+    sn.use_kernels(kernels)
     sn.set_num_threads(threads)
+    if kernels == "compiled":  # load Numba and the loops: code is no part of what a step takes
+        tiny = MobileNetV2(10, 0.1, variant)
+        tiny.backward(0 * tiny(sn.as_images(np.zeros((3, 32, 32, 2), np.float32))))
     rng = np.random.default_rng(0)
     model = MobileNetV2(10, width, variant, rng=rng)
     x = sn.as_images(rng.standard_normal((3, size, size, batch), dtype=np.float32))
     labels = rng.integers(0, 10, batch)
+    model = model if training else model.fold_batch_norm()
+    planned = sn.plan(model)
+    pairs = [step.pair(planned.kind) for step in planned.steps]
+    ran = Counter(pair.version for pair in pairs if pair)
     if not training:
-        folded = model.fold_batch_norm()
-        return lambda: folded(x)
+        return lambda: model(x), ran
     optimizer = SGD(model.parameters(), LR, MOMENTUM)
     criterion = sn.CrossEntropyLoss()
 
@@ -53,11 +100,14 @@ def scratchnet_step(variant, width, size, batch, threads, training=True):
         optimizer.step()
         return float(loss)
 
-    return step
+    return step, ran
 
 
-def torch_step(variant, width, size, batch, threads, training=True, channels_last=False):
-    """The same step in PyTorch, eager; without training in eval and inference mode."""
+def torch_step(variant, width, size, batch, threads, training=True, channels_last=False, group=None):
+    """The same step in PyTorch, eager; without training in eval and inference mode.
+
+    With a group (rank, processes, path of a file that they share) it is a step of DistributedDataParallel.
+    """
     import torch
 
     from benchmarks.torch_mobilenetv2 import TorchMobileNetV2
@@ -70,6 +120,10 @@ def torch_step(variant, width, size, batch, threads, training=True, channels_las
     labels = torch.randint(0, 10, (batch,))
     if not training:
         return torch.inference_mode()(lambda: model(x))
+    if group:
+        rank, processes, path = group
+        torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=processes)
+        model = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM)
     criterion = torch.nn.CrossEntropyLoss()
 
@@ -83,16 +137,29 @@ def torch_step(variant, width, size, batch, threads, training=True, channels_las
     return step
 
 
-def child(engine, what):
-    """Measure one engine and print a JSON line: seconds a step (the median), peak memory in MiB."""
-    if engine == "scratchnet":
-        step = scratchnet_step(**what)
+def child(job):
+    """Measure one process of an engine, beside the others; what is said to the parent stands at the top of this file."""
+    engine, what, ran = Engine(*job["engine"]), job["what"], {}
+    if engine.library == "scratchnet":
+        step, ran = scratchnet_step(**what, kernels=engine.version)
     else:
-        step = torch_step(**what, channels_last=engine == "torch-channels-last")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = time_of(step, SECONDS)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"seconds": seconds, "peak_mib": peak / 1024}))
+        group = job["group"] if engine.mode == "ddp" else None
+        step = torch_step(**what, channels_last=engine.version == "channels-last", group=group)
+    before = peak_mib()
+    step()
+    step()
+    print(_timed(step), flush=True)
+    times = [_timed(step) for _ in range(int(sys.stdin.readline()))]
+    peak = peak_mib()
+    said = {"seconds": statistics.median(times), "peak_mib": peak - before, "rss_mib": peak, "ran": ran}
+    print(json.dumps(said), flush=True)
+    sys.stdin.readline()  # stay till all are done: the others may still talk to this one
+
+
+def peak_mib():
+    """The largest resident set of this process so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
 
 
 def time_of(step, seconds):
@@ -101,76 +168,212 @@ def time_of(step, seconds):
     step()
     times = []
     while sum(times) < seconds or len(times) < 3:
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
+        times.append(_timed(step))
     return statistics.median(times)
 
 
-def measure(engine, what):
-    """Run a child; None where it crashes or does not end (PyTorch's channels_last does both in some geometries)."""
-    command = [sys.executable, __file__, engine, json.dumps(what)]
+def _timed(step):
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+# In the parent --------------------------------------------------------------------------------------------------------
+
+
+def measure(engine, what, processes=1, seconds=SECONDS, timeout=TIMEOUT):
+    """Run an engine's children for about so many seconds: those of a step of the whole batch, and the sums of their memory.
+
+    Raises:
+        Failed: one of them did.
+    """
+    count = 1 if engine.mode == "threads" else processes
+    with tempfile.TemporaryDirectory() as folder:
+        children = []
+        watch = threading.Timer(timeout, lambda: [process.kill() for process in children])
+        watch.start()
+        try:
+            for rank in range(count):
+                children.append(_start(engine, what, rank, count, Path(folder)))
+            warm = [process.stdout.readline() for process in children]
+            if all(warm):
+                steps = max(3, math.ceil(seconds / max(map(float, warm))))
+                said = [json.loads(line) for line in _answers(children, f"{steps}\n") if line]
+                if len(said) == count:
+                    return {
+                        "seconds": max(each["seconds"] for each in said), "ran": said[0]["ran"],
+                        "peak_mib": sum(each["peak_mib"] for each in said),
+                        "rss_mib": sum(each["rss_mib"] for each in said),
+                    }  # fmt: skip
+            late = f"not done after {timeout:.0f} s" if watch.finished.is_set() else None
+            raise Failed(late or _why(children, Path(folder)))
+        finally:
+            watch.cancel()
+            for process in children:
+                process.kill()
+                process.wait()
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+                process.stdout.close()
+
+
+def _start(engine, what, rank, count, folder):
+    job = {"engine": engine, "what": what, "group": (rank, count, str(folder / "store"))}
     env = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        return None
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    if engine.mode != "threads":
+        share = what["batch"] * (rank + 1) // count - what["batch"] * rank // count
+        job["what"] = what | {"batch": share, "threads": 1}
+        env |= {"OMP_NUM_THREADS": "1"} | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
+    with open(folder / f"{rank}.err", "w") as errors:
+        command = [sys.executable, __file__, json.dumps(job)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        return subprocess.Popen(command, **pipes, text=True, env=env, cwd=ROOT)
 
 
-def compare(name, what, rounds):
-    """Every engine in turn, several rounds: a round's ratio is PyTorch's better time over ours in that round."""
-    ratios, failed = [], set()
-    times, memory = {engine: [] for engine in ENGINES}, {engine: [] for engine in ENGINES}
+def _answers(children, line):
+    """Say a line to all at once, and read one from each."""
+    with contextlib.suppress(BrokenPipeError):
+        for process in children:
+            process.stdin.write(line)
+            process.stdin.flush()
+    return [process.stdout.readline() for process in children]
+
+
+def _why(children, folder):
+    """The last line that a failed child wrote, or how it ended."""
+    codes = []
+    for process in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        codes.append(process.returncode)
+    texts = [path.read_text().strip() for path in sorted(folder.glob("*.err"))]
+    last = next((text.splitlines()[-1] for text in texts if text), "no message")
+    return f"exit codes {codes}: {last}"
+
+
+def engines(kernels=KERNELS[:1], modes=("threads",)):
+    """All that a case is measured with, in the order in which they take turns."""
+    ours = [Engine("scratchnet", which, mode) for mode in modes if mode != "ddp" for which in kernels]
+    return ours + [Engine("torch", layout, mode) for mode in modes for layout in FORMATS]
+
+
+def compare(name, what, rounds, kernels=KERNELS[:1], modes=("threads",), processes=None):
+    """Every engine in turn, several rounds; a row for each of `kernels`, which share PyTorch's times.
+
+    A round's ratios are, for each mode, the better time of PyTorch's two formats over scratchnet's with threads.
+    """
+    processes = processes or cores()
+    if processes == 1:
+        modes = ("threads",)
+    everything = engines(kernels, modes)
+    found: dict = {engine: [] for engine in everything}
+    failed = {}
     for _ in range(rounds):
-        found = {engine: measure(engine, what) for engine in ENGINES if engine not in failed}
-        failed |= {engine for engine, result in found.items() if not result}  # it would again
-        for engine, result in found.items():
-            if result:
-                times[engine].append(result["seconds"] / what["batch"] * 1e3)
-                memory[engine].append(result["peak_mib"])
-        if not found["scratchnet"]:
-            raise SystemExit(f"scratchnet's child failed for {name}: {__file__} scratchnet '{json.dumps(what)}'")
-        best = min(r["seconds"] for e, r in found.items() if r and e != "scratchnet")
-        ratios.append(best / found["scratchnet"]["seconds"])
-    middle = {engine: statistics.median(values) for engine, values in times.items() if values}
-    peaks = {engine: statistics.median(values) for engine, values in memory.items() if values}
-    peer = min((e for e in middle if e != "scratchnet"), key=middle.get)
+        for engine in everything:
+            if engine in failed:  # it would again
+                continue
+            try:
+                found[engine].append(measure(engine, what, processes))
+            except Failed as why:
+                failed[engine] = str(why)
+                if engine == Engine("scratchnet", engine.version):
+                    raise SystemExit(f"{engine} failed for {name}: {why}") from None
+    lasting = {engine: results for engine, results in found.items() if engine not in failed}
+    return [_row(name, what, which, modes, processes, lasting, failed) for which in kernels]
+
+
+def _row(name, what, which, modes, processes, found, failed):
+    ours = Engine("scratchnet", which)
+    seconds = {engine: [result["seconds"] for result in results] for engine, results in found.items()}
+    ms = {str(e): statistics.median(times) / what["batch"] * 1e3 for e, times in seconds.items()}
+    peaks, rss = (
+        {str(engine): statistics.median(result[key] for result in results) for engine, results in found.items()}
+        for key in ("peak_mib", "rss_mib")
+    )
+    peers = {mode: [e for e in seconds if e.library == "torch" and e.mode == mode] for mode in modes}
+    best = {mode: min(map(str, some), key=ms.get) for mode, some in peers.items() if some}
+    times = {mode: [min(each) for each in zip(*map(seconds.get, some), strict=True)] for mode, some in peers.items()}
+    ratios = {mode: _over(times[mode], seconds[ours]) for mode in best}
+    if "processes" in best and (alike := ours._replace(mode="processes")) in seconds:
+        ratios["processes of both"] = _over(times["processes"], seconds[alike])
     return {
-        "case": name, **what, "ms_per_picture": middle, "peak_mib": peaks, "best_peer": peer, "ratios": ratios,
-        "ratio": statistics.median(ratios), "memory_ratio": peaks["scratchnet"] / peaks[peer],
+        "case": name, **what, "kernels": which, "ran": found[ours][0]["ran"], "processes": processes,
+        "ms_per_picture": ms, "peak_mib": peaks, "rss_mib": rss, "best_peer": best, "ratios": ratios,
+        "ratio": {mode: statistics.median(each) for mode, each in ratios.items()},
+        "memory_ratio": {mode: peaks[str(ours)] / peaks[peer] for mode, peer in best.items()},
+        "seconds": {str(engine): each for engine, each in seconds.items()},
+        "failed": {str(engine): why for engine, why in failed.items()},
     }  # fmt: skip
 
 
+def _over(theirs, ours):
+    return [t / o for t, o in zip(theirs, ours, strict=True)]
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+UNITS = "ms a picture, PyTorch's in the better of its formats (n: NCHW, c: channels_last)"
+LEGEND = "ratio > 1: scratchnet's threads are faster"
+PROCESSES = "procs: {} independent processes, no exchange: PyTorch's upper bound; DDP: the same with exchange, by gloo"
 HEAD = (
-    f"{'case':<22} {'scratchnet':>11} {'nchw':>8} {'ch. last':>9} {'ratio':>7}  {'of each round':<25} "
-    f"{'MiB':>6} {'peer':>6} {'memory':>7}"
+    f"{'':<33}{'scratchnet':>15} {'PyTorch':>26} {'ratio to PyTorch':>21}   {'':<25} {'peak MiB':>20}\n"
+    f"{'case':<22} {'kernels':<9} {'threads':>7} {'procs':>7} {'threads':>8} {'procs':>8} {'DDP':>8} "
+    f"{'threads':>7} {'procs':>6} {'DDP':>6}   {'threads, of each round':<25} {'ours':>6} {'peer':>6} {'ratio':>6}"
 )
 
 
 def line(row):
     """A row of the table under HEAD."""
-    ms = [f"{row['ms_per_picture'][e]:.3f}" if e in row["ms_per_picture"] else "failed" for e in ENGINES]
-    each = " ".join(f"{r:.2f}" for r in row["ratios"])
-    mib = row["peak_mib"]["scratchnet"], row["peak_mib"][row["best_peer"]]
+    ms = row["ms_per_picture"]
+    ours = f"scratchnet-{row['kernels']}"
+    alone = f"{ms[f'{ours}, processes']:.3f}" if f"{ours}, processes" in ms else "–"
+    theirs = [_peer(row, mode) for mode in MODES]
+    ratios = [f"{row['ratio'][mode]:.2f}×" if mode in row["ratio"] else "–" for mode in MODES]
+    each = " ".join(f"{r:.2f}" for r in row["ratios"].get("threads", ()))
+    peer, memory = row["best_peer"].get("threads"), row["memory_ratio"].get("threads")
+    mib = [f"{row['peak_mib'][ours]:.0f}", f"{row['peak_mib'][peer]:.0f}" if peer else "–"]
     return (
-        f"{row['case']:<22} {ms[0]:>11} {ms[1]:>8} {ms[2]:>9} {row['ratio']:>6.2f}×  {each:<25} "
-        f"{mib[0]:>6.0f} {mib[1]:>6.0f} {row['memory_ratio']:>6.2f}×"
+        f"{row['case']:<22} {row['kernels']:<9} {ms[ours]:>7.3f} {alone:>7} {theirs[0]:>8} {theirs[1]:>8} {theirs[2]:>8} "
+        f"{ratios[0]:>7} {ratios[1]:>6} {ratios[2]:>6}   {each:<25} {mib[0]:>6} {mib[1]:>6} "
+        f"{f'{memory:.2f}×' if peer else '–':>6}"
     )
 
 
-def table(cases, rounds, path=None):
-    """Print a row for each name: spec, and write the numbers as JSON where a path is given."""
-    print(f"numpy {np.__version__}, {rounds} rounds; ms a picture; ratio > 1: scratchnet is faster than PyTorch's best")
+def _peer(row, mode):
+    if best := row["best_peer"].get(mode):
+        return f"{row['ms_per_picture'][best]:.3f}{'n' if 'nchw' in best else 'c'}"
+    return "failed" if any(str(Engine("torch", layout, mode)) in row["failed"] for layout in FORMATS) else "–"
+
+
+def begin(kernels, threads, rounds, modes=("threads",), processes=None):
+    """Print what stands above the table."""
+    compile_once(kernels)
+    print(head(kernels))
+    print(f"{threads} threads, {rounds} round{'s' * (rounds != 1)}; {UNITS}; {LEGEND}")
+    if len(modes) > 1:
+        print(PROCESSES.format(processes or cores()))
     print(HEAD, flush=True)
+
+
+def compile_once(kernels):
+    """Have the loops compiled and kept on disk, so that no child's time limit has it."""
+    if "compiled" in kernels:
+        measure(Engine("scratchnet", "compiled"), spec("cifar", 0.25, 32, 2, 1), seconds=0.1, timeout=600)
+
+
+def table(cases, rounds, path=None, **how):
+    """Print the rows of each name: spec, and write the numbers as JSON where a path is given; `how` as in `compare`."""
+    kernels = how.get("kernels", KERNELS[:1])
+    threads = next(iter(cases.values()))["threads"]
+    begin(kernels, threads, rounds, how.get("modes", ()), how.get("processes"))
     rows = []
     for name, what in cases.items():
-        rows.append(compare(name, what, rounds))
-        print(line(rows[-1]), flush=True)
-    if path:
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        for row in compare(name, what, rounds, **how):
+            rows.append(row)
+            print(line(row), flush=True)
+    save(path, rows, kernels)
     return rows
 
 
 if __name__ == "__main__":
-    child(sys.argv[1], json.loads(sys.argv[2]))
+    child(json.loads(sys.argv[1]))

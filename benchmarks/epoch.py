@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from engines import LR, MOMENTUM, ROOT
+from machine import KERNELS, head, save
 
 import scratchnet as sn
 from models import MobileNetV2
@@ -100,6 +101,7 @@ def main():
         return child(args.child, args.data, args.steps)
     env = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
     found: dict = {engine: [] for engine in ENGINES}
+    print(head(KERNELS[:1]))
     print(f"seconds for 50,000 pictures, from {args.steps or 'all'} steps of {BATCH}; ratio > 1: scratchnet is faster")
     for _ in range(args.rounds):
         for engine in ENGINES:
@@ -116,8 +118,7 @@ def main():
         t["seconds"] / o["seconds"] for o, t in zip(found["scratchnet"], found["torch-channels-last"], strict=True)
     )
     print(f"median ratio {ratio:.2f}×")
-    if args.json:
-        args.json.write_text(json.dumps(found | {"ratio": ratio}, indent=1) + "\n")
+    save(args.json, found | {"ratio": ratio}, KERNELS[:1])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ What fails stands in the report as such, and the rest goes on.
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import head
 
 import scratchnet as sn
 from models import MobileNetV2
@@ -234,7 +234,7 @@ def machine():
     """The card and the versions, as a sentence."""
     cupy = import_cupy()
     card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    return f"{card}, Python {platform.python_version()}, NumPy {np.__version__}, CuPy {cupy.__version__}."
+    return f"{card}, CuPy {cupy.__version__}; {head(())}."
 
 
 if __name__ == "__main__":

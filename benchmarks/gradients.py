@@ -11,6 +11,7 @@ import argparse
 import time
 
 import numpy as np
+from machine import head
 
 import scratchnet as sn
 from scratchnet.fused.pointwise import conv_norm_relu6_backward, conv_norm_relu6_forward
@@ -138,7 +139,7 @@ def main():
                     elements += sum(row.checked for row in report.rows[:-1])
         errors = " | ".join(f"{error:.0e}" for error in (*worst.values(), adjoint))
         print(f"| {name} | {args.cases} | {elements:,} | {errors} |", flush=True)
-    print(f"\n{time.perf_counter() - started:.0f} s, NumPy {np.__version__}")
+    print(f"\n{time.perf_counter() - started:.0f} s on {head()}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and y.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -18,6 +17,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # before PyTorch is loaded: its threa
 import numpy as np
 import torch
 from engines import spec, time_of
+from machine import KERNELS, cores, head, save
 from profile_step import batch_for, kind
 from torch import nn
 from train_step import CASES
@@ -81,12 +81,15 @@ def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, default="cifar-1.0")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--kernels", choices=KERNELS, default=KERNELS[0])
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     args = parser.parse_args()
     what = spec(*CASES[args.case], args.threads)
+    sn.use_kernels(args.kernels)
     sn.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
+    print(head([args.kernels]))
     print(f"{args.case}, batch {what['batch']}, {args.threads} threads; forward and backward")
     print(
         f"{'step':<28} {'x':<16} {'y':<16} {'×':>2} {'ms':>8} {'ns/el':>6} {'GFLOP/s':>8} {'GB/s':>6} {'torch ms':>9} ratio"
@@ -117,8 +120,7 @@ def main():
             f"{row['torch_ms']:>9.3f} {row['ratio']:.2f}×",
             flush=True,
         )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    save(args.json, rows, [args.kernels])
 
 
 if __name__ == "__main__":

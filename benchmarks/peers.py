@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from engines import ROOT, time_of
+from machine import KERNELS, head, save
 
 N, C, WIDE, SIZE = 64, 32, 192, 16
 SHAPES = [(WIDE, C, 1, 1), (WIDE,), (WIDE,), (WIDE, 1, 3, 3), (WIDE,), (WIDE,), (C, WIDE, 1, 1), (C,), (C,)]
@@ -198,6 +199,7 @@ def main():
                 raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
     rows = []
+    print(head(KERNELS[:1]))
     print(f"{'engine':<12} {'ms':>8} {'ratio':>7}   of each round       sum of |y|, of |dx|")
     for name in names:
         ratios = [p["seconds"] / o["seconds"] for p, o in zip(found[name], found["scratchnet"], strict=True)]
@@ -206,8 +208,7 @@ def main():
         each = " ".join(f"{r:.2f}" for r in ratios)
         sums = ", ".join(f"{s:.6g}" for s in found[name][0]["sums"])
         print(f"{name:<12} {ms:>8.2f} {rows[-1]['ratio']:>6.2f}×   {each:<18}  {sums}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    save(args.json, rows, KERNELS[:1])
 
 
 if __name__ == "__main__":

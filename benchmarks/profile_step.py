@@ -1,6 +1,6 @@
 """Where the time of one training step goes: by kind of step of the plan.
 
-    python benchmarks/train_step.py --profile [--case cifar-1.0]
+    python benchmarks/train_step.py --profile [--case cifar-1.0] [--kernels numpy]
 
 A row adds up all steps of one kind, from a real training step of the network (`scratchnet.trace.trace_step`). The loss and
 the optimizer are not in it.
@@ -36,8 +36,9 @@ def batch_for(what):
     return model, x, rng.integers(0, 10, what["batch"])
 
 
-def profile(what):
-    """Lines of the table, for a spec of `engines.py`."""
+def profile(what, kernels=True):
+    """Lines of the table, for a spec of `engines.py` and an argument of `sn.use_kernels`."""
+    sn.use_kernels(kernels)
     model, x, labels = batch_for(what)
     kinds = [kind(step.layers) for step in sn.plan(model).steps]
     times: dict = defaultdict(lambda: [0, 0.0, 0.0])
