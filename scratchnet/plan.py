@@ -213,7 +213,7 @@ def _fused(chain, kind):
         names, layers = zip(*chain[:count], strict=True)
         if len(layers) == count and fusion.matches(list(layers)):
             step = fusion(names, layers)
-            if not (step.needs_kernel and step.pair(kind).version == "plain"):
+            if not step.needs_kernel or kind and step.pair(kind).version != "plain":
                 return count, step
     return 1, None
 

@@ -167,6 +167,10 @@ ROWS = [
     Row("block with shortcut", block(2, 2, 2, 1), (2, 2, 4, 3)),
     Row("block, stride", block(2, 3, 2, 2), (2, 2, 6, 3)),
     Row("block in slabs", block(2, 2, 2, 1), (2, 2, 4, 3), cut=True),
+    Row("expansion", chain(EXPAND, norm(6), sn.ReLU6), (4, 3, 5, 7)),
+    Row("expansion in slabs", chain(EXPAND, norm(6), sn.ReLU6), (4, 3, 5, 7), cut=True),
+    Row("depthwise, batch norm, ReLU6", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3)),
+    Row("depthwise, batch norm, ReLU6 in slabs", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3), cut=True),
     Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),
     Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
 ]
@@ -226,6 +230,7 @@ def _forward_and_distance_from_kinks(module, x):
 def cut_small(monkeypatch):
     """Cut everything that can be cut, into slabs of a channel or two."""
     monkeypatch.setattr(cuts, "SLAB_BYTES", 64)
+    monkeypatch.setattr(cuts, "LEAST_ROWS", 1)
     monkeypatch.setattr(cuts, "PARALLEL_WORK", 0)
 
 

@@ -12,8 +12,11 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet import kernels
 from scratchnet.fused.depthwise import DepthwiseStep
+from scratchnet.fused.front import FrontStep
 from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.pointwise import PointwiseStep
+from scratchnet.fused.project import ProjectStep
+from scratchnet.kernels import compiled
 from scratchnet.plan import Fork, Join, LayerStep, Plan
 from scratchnet.trace import trace
 from scratchnet.training.guard import first_bad_layer
@@ -43,7 +46,10 @@ def test_the_steps_of_a_network_in_training_and_in_eval_mode():
     rest = [(LayerStep, ("body.project",)), (Join, ("body",))]
     net = block()
     start = [(LayerStep, ("stem",)), (Fork, ("body",))]
-    assert kinds(net) == [*start, (PointwiseStep, expand), (DepthwiseStep, depthwise), *rest]
+    with sn.use_kernels("numpy"):
+        assert kinds(net) == [*start, (PointwiseStep, expand), (DepthwiseStep, depthwise), *rest]
+    if compiled.PRESENT:
+        assert kinds(net) == [*start, (FrontStep, expand + depthwise), *rest]
     assert kinds(net.eval()) == [*start, (FoldedStep, expand), (FoldedStep, depthwise), *rest]
     one_by_one = [*start, *((LayerStep, (name,)) for name in expand + depthwise), *rest]
     assert kinds(net.eval(save=True)) == one_by_one
@@ -61,8 +67,24 @@ def test_the_plan_prints_what_runs():
     assert "Conv2d + BatchNorm2d + ReLU6  depthwise_norm_relu6  numpy" in text
     with sn.use_kernels(False):
         assert {line.split()[-1] for line in str(sn.plan(block())).splitlines()[1:] if "Conv2d" in line} == {"plain"}
-    with sn.use_kernels(CPU_KERNELS[-1]):
-        assert f"depthwise_norm_relu6  {CPU_KERNELS[-1]}" in str(sn.plan(block()))
+    if compiled.PRESENT:
+        text = str(sn.plan(block()))
+        assert "body.{expand.0,expand.1,expand.2,filter,norm,relu}" in text and "front      compiled" in text
+
+
+def test_a_shortcut_may_end_within_a_step():
+    make = {"bias": False, "dtype": np.float32}
+    net = sn.Residual(sn.Conv2d(3, 5, 1, **make), sn.Conv2d(5, 3, 1, **make), sn.BatchNorm2d(3), sn.ReLU6())
+    ends = sn.Residual(*net[:3])
+    if compiled.PRESENT:
+        assert [kind for kind, _ in kinds(net)] == [Fork, LayerStep, ProjectStep, LayerStep, Join]
+        assert kinds(ends) == [(Fork, ("",)), (LayerStep, ("0",)), (ProjectStep, ("1", "2"))]
+        assert "{1,2}   Conv2d + BatchNorm2d + Residual" in str(sn.plan(ends))
+    wide = sn.Sequential({"body": sn.Residual(sn.Conv2d(3, 4, 1, **make), sn.BatchNorm2d(4))})
+    with pytest.raises(
+        ValueError, match=r"^body Residual: the layers turn x of shape \(2, 3, 5, 4\) into \(2, 4, 5, 4\)"
+    ):
+        wide(np.ones((2, 3, 5, 4), np.float32))
 
 
 def test_what_is_printed_is_what_ran(kernels_that_ran):

@@ -7,20 +7,21 @@ the wide arrays only two are ever stored, what the depthwise convolution puts ou
 With X (C × M) one column a pixel, z₁ a row of the expansion, μ₁, v₁ its mean and variance, s₁ = 1/√(v₁ + eps), a₁ = γ₁ s₁:
 
 Forward
-    Z₁ = W X                                                                               (FRONT.1)
+    Z₁ = W (X - x̄)      batch norm takes a row's mean away, whatever it is; without x̄, the mean of each row of X, float32
+                        has the more digits for the rest                                   (FRONT.1)
     y₁ = clip(a₁ (z₁ - μ₁) + β₁, 0, 6)      on the way into the convolution                (FRONT.2)
-    z₂ = w ⋆ y₁, y₂ = clip(a₂ (z₂ - μ₂) + β₂, 0, 6)        (CONV.8), (DWF.1), (DWF.2)
+    z₂ = w ⋆ y₁, y₂ = clip(a₂ (z₂ - μ₂) + β₂, 0, 6)        as in depthwise.py, (DWF.2)
 
 Backward, from dy₂, with z₁ and y₁ made again by (FRONT.1) and (FRONT.2): a product costs less than memory does
     dβ₂, dγ₂, dw and dy₁ by (DWF.3)-(DWF.6)
     g  = dy₁ where 0 < y₁ < 6, else 0                                                      (FRONT.3)
     dβ₁ = Σ g,    dγ₁ = s₁ Σ g (z₁ - μ₁)                                                    (FRONT.4)
     dz₁ by batch norm's own backward (BN.7): a₁ (g - dβ₁/M - (z₁ - μ₁) s₁ dγ₁/M)
-    dW = dZ₁ Xᵀ                                                                            (FRONT.5)
+    dW = dZ₁ (X - x̄)ᵀ   the rows of dZ₁ sum to 0                                           (FRONT.5)
     dX = Wᵀ dZ₁                                                                            (FRONT.6)
 
-Where no cache keeps a channel for so long, as on a GPU, (FUSE.1)-(FUSE.3) give μ₁ and v₁ without Z₁, and (FUSE.8)-(FUSE.11)
-both products without dZ₁. A plan puts this in the place of the six layers (`FrontStep`) where a kernel computes it.
+Where no cache keeps a channel for so long, as on a GPU, (FUSE.3) gives μ₁ and v₁ without Z₁, and (FUSE.8)-(FUSE.11) both
+products without dZ₁. A plan puts this in the place of the six layers (`FrontStep`) where a kernel computes it.
 """
 
 from scratchnet import kernels
@@ -42,9 +43,11 @@ def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2,
     Returns:
         y (E, OH, OW, N); mean and biased variance of both convolutions' outputs, each (E,); the cache for the backward.
     """
-    matrix, columns = weight1[:, :, 0, 0], x.reshape(len(x), -1)  # (C, H, W, N) -> (C, M)
+    matrix, rows = weight1[:, :, 0, 0], x.reshape(len(x), -1)  # (C, H, W, N) -> (C, M)
+    mean_x = rows.mean(axis=1, keepdims=True)
+    columns = rows - mean_x
     z = matrix @ columns  # (FRONT.1)
-    mean = z.mean(axis=1, keepdims=True)  # (BN.1)
+    mean = z.mean(axis=1, keepdims=True)  # (BN.1): 0, but for rounding
     centred = z - mean
     var = (centred * centred).mean(axis=1, keepdims=True)  # (BN.2)
     inv_std = 1 / (var + eps1) ** 0.5
@@ -52,7 +55,14 @@ def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2,
     y = clip(a * centred + beta1[:, None], 0, 6)  # (FRONT.2)
     behind = weight2, gamma2, beta2, eps2, stride, padding, dilation
     y2, mean2, var2, saved = depthwise_norm_relu6_forward(y.reshape(-1, *x.shape[1:]), *behind)
-    return y2, mean[:, 0], var[:, 0], mean2, var2, (columns, matrix, centred, y, a, inv_std, saved, x.shape)
+    return (
+        y2,
+        (mean + matrix @ mean_x)[:, 0],
+        var[:, 0],
+        mean2,
+        var2,
+        (columns, matrix, centred, y, a, inv_std, saved, x.shape),
+    )
 
 
 def front_backward(dy, cache):

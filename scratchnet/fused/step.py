@@ -18,7 +18,7 @@ class FusedStep(OneShotCache):
     """Convolutions, each with batch norm and most with ReLU6, in training, as one.
 
     Attributes:
-        names, layers: the layers' dotted names, and the layers.
+        names, layers: the layers' dotted names, and the layers, those of the pattern first.
         stages: (convolution, batch norm) for each convolution in it, in order.
         pattern: the classes of the layers; a class says its own.
         plain: the `kernels.Pair` of the file's own functions; a class says its own.
@@ -58,7 +58,7 @@ class FusedStep(OneShotCache):
     def forward(self, x):
         """Compute y, as the layers would."""
         self.drop_cache()
-        for layer in self.layers:
+        for layer in self.layers[: len(self.pattern)]:
             layer.drop_cache()
         with located(self.names[0]):
             self.stages[0][0].check(x)

@@ -7,6 +7,7 @@ PASS of them, and below PARALLEL_WORK a part is done sooner than a second thread
 PARALLEL_WORK = 1 << 24  # multiply-adds
 PASS = 8  # multiply-adds in the time that an operation on one number takes
 SHARES = 4  # parts of work whose parts need no particular size
+ROWS, LEAST_ROWS, PARTS = 16, 4, 8  # of a matrix, see `few_rows`
 SLAB_BYTES = 2 << 20  # measured: smaller slabs pay more for Python and its lock than they win from the inner caches
 
 
@@ -34,3 +35,14 @@ def panels(columns, column_bytes, panel_bytes, least=64):
     """The columns of a share (a slice) in panels of about `panel_bytes`, at least `least` columns each."""
     width = max(least, panel_bytes // column_bytes)
     return [slice(k, min(k + width, columns.stop)) for k in range(columns.start, columns.stop, width)]
+
+
+def few_rows(rows, row_bytes):
+    """How many rows of a matrix one thread computes at a time, with all that follows from them.
+
+    ROWS, which a product wants; fewer where they would not stay in the cache, or would be too few parts for the threads.
+    """
+    few = ROWS
+    while few > LEAST_ROWS and (few * row_bytes > SLAB_BYTES or few * PARTS > rows):
+        few //= 2
+    return few

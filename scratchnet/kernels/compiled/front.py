@@ -5,59 +5,64 @@ through the other five layers, and is gone before the next slab comes. Nothing a
 forward; in backward one array does, the gradient of z1, on its way to the product that makes dx of it.
 """
 
+import math
+
 import numpy as np
 
 from scratchnet.kernels.compiled.blas import PANEL, blas, multiply, multiply_transposed
 from scratchnet.kernels.compiled.convolve import convolve, convolve_back
 from scratchnet.kernels.compiled.depthwise import SUMS, flat, outputs, ring_of, taps_of
 from scratchnet.kernels.compiled.jit import bare, everywhere, jit, take
-from scratchnet.kernels.compiled.pointwise import apart, product
+from scratchnet.kernels.compiled.pointwise import apart, centre, product
 from scratchnet.kernels.compiled.rows import combine, masked_sums, moments, scale_and_clip
+from scratchnet.parallel.cuts import few_rows
 
 COST = 48  # of a number of z1, in multiply-adds, beside its product's
-SLAB_BYTES = 2 << 20
-PARTS = 8  # slabs at least, where there are enough channels
 
 
 def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2, stride, padding, dilation):
     """Over x as often as there are slabs, in the cache where it is narrow; one pass over z2 and one over y2."""
-    matrix, few = weight1[:, :, 0, 0], _slab(len(weight1), x)
+    matrix, (centred, mean_x) = np.ascontiguousarray(weight1[:, :, 0, 0]), centre(flat(x))  # (FRONT.1)
     (z, sizes), y = outputs(x, stride, len(matrix)), outputs(x, stride, len(matrix))[0]
-    statistics = np.empty((6, len(matrix)), x.dtype)
-    arrays = flat(x), np.ascontiguousarray(matrix), gamma1, beta1, eps1, taps_of(weight2), *sizes
-    arrays += gamma2, beta2, eps2, flat(z), flat(y), statistics, few, x.shape[1]
-    everywhere(_forward, -(-len(matrix) // few), _work(matrix, x), blas(x.dtype), *arrays, scratch=_scratch(x, few))
+    statistics, few = np.empty((6, len(matrix)), x.dtype), few_rows(len(matrix), x[0].nbytes)
+    arrays = centred, matrix, gamma1, beta1, eps1, taps_of(weight2), *sizes
+    arrays += gamma2, beta2, eps2, flat(z), flat(y), statistics, few, x.shape[1], x[0].size
+    everywhere(_forward, -(-len(z) // few), _work(matrix, x), blas(x.dtype), *arrays, scratch=_scratch(x, few))
     mean1, var1, inv_std1, mean2, var2, inv_std2 = statistics
-    cache = x, weight1, gamma1, beta1, mean1, inv_std1, weight2, z, gamma2, beta2, mean2, inv_std2, stride[0]
-    return y, mean1, var1, mean2, var2, cache
+    cache = (
+        x.shape,
+        centred,
+        weight1,
+        gamma1,
+        beta1,
+        mean1,
+        inv_std1,
+        weight2,
+        z,
+        gamma2,
+        beta2,
+        mean2,
+        inv_std2,
+        stride[0],
+    )
+    return y, mean1 + matrix @ mean_x, var1, mean2, var2, cache
 
 
 def front_backward(dy, cache):
     """Two passes over dy and z2, three over the gradient of z1; over x as often as there are slabs, in the cache."""
-    x, weight1, gamma1, beta1, mean1, inv_std1, weight2, z, gamma2, beta2, mean2, inv_std2, stride = cache
-    matrix, few = np.ascontiguousarray(weight1[:, :, 0, 0]), _slab(len(weight1), x)
-    dz1, dmatrix = apart(len(matrix), flat(x).shape[1], x.dtype), np.empty_like(matrix)
-    rows_apart = apart(*flat(x).shape, x.dtype)
-    rows_apart[:, : flat(x).shape[1]] = flat(x)
+    shape, x, weight1, gamma1, beta1, mean1, inv_std1, weight2, z, gamma2, beta2, mean2, inv_std2, stride = cache
+    m, matrix = math.prod(shape[1:]), np.ascontiguousarray(weight1[:, :, 0, 0])
+    few, dz1, dmatrix = few_rows(len(z), m * x.itemsize), apart(len(z), m, x.dtype), np.empty_like(matrix)
     dweight2, (dgamma1, dbeta1, dgamma2, dbeta2) = np.empty((len(z), 9), x.dtype), np.empty((4, len(z)), x.dtype)
-    first = rows_apart, matrix, gamma1, beta1, mean1, inv_std1
-    second = taps_of(weight2), x.shape[3], stride, z.shape[1], gamma2, beta2, mean2, inv_std2
+    first = x, matrix, gamma1, beta1, mean1, inv_std1
+    second = taps_of(weight2), shape[3], stride, z.shape[1], gamma2, beta2, mean2, inv_std2
     results = dz1, dmatrix, dgamma1, dbeta1, dweight2, dgamma2, dbeta2
-    parts, arrays = (
-        -(-len(matrix) // few),
-        (flat(dy), flat(z), *first, *second, *results, few, x.shape[1], flat(x).shape[1]),
+    arrays, like = (flat(dy), flat(z), *first, *second, *results, few, shape[1], m), np.broadcast_to(x[0, 0], shape)
+    everywhere(
+        _backward, -(-len(z) // few), 2 * _work(matrix, like), blas(x.dtype), *arrays, scratch=_scratch(like, few)
     )
-    everywhere(_backward, parts, 2 * _work(matrix, x), blas(x.dtype), *arrays, scratch=_scratch(x, few))
-    dx = product(matrix.T, dz1, flat(x).shape[1]).reshape(x.shape)  # (FRONT.6)
+    dx = product(matrix.T, dz1, m).reshape(shape)  # (FRONT.6)
     return dx, dmatrix.reshape(weight1.shape), dgamma1, dbeta1, dweight2.reshape(weight2.shape), dgamma2, dbeta2
-
-
-def _slab(channels, x):
-    """How many channels of the expansion at a time, by the shapes alone."""
-    few = 16
-    while few > 4 and (few * x[0].nbytes > SLAB_BYTES or few * PARTS > channels):
-        few //= 2
-    return few
 
 
 def _scratch(x, few):
@@ -73,16 +78,15 @@ def _work(matrix, x):
 @jit
 def _forward(
     counter, found, x, weight1, gamma1, beta1, eps1, weight2, n, stride, height2, gamma2, beta2, eps2, z, y, statistics,
-    few, height, scratch,
+    few, height, m, scratch,
 ):  # fmt: skip
     x, weight1, weight2, z, y, scratch = bare(x), bare(weight1), bare(weight2), bare(z), bare(y), bare(scratch)
-    m = x.shape[1]
     slab, ring = scratch[: few * m].reshape(few, m), scratch[few * m :].reshape(3, -1)
     mean1, var1, inv_std1, mean2, var2, inv_std2 = statistics
     first = take(counter) * few
     while first < len(weight1):
         last = min(first + few, len(weight1))
-        multiply(found, weight1[first:last], x, slab[: last - first], False)  # (FRONT.1)
+        multiply(found, weight1[first:last], x[:, :m], slab[: last - first], False)  # (FRONT.1)
         for c in range(first, last):
             z1 = slab[c - first]
             mean1[c], var1[c] = moments(z1)  # (BN.1), (BN.2)

@@ -7,8 +7,8 @@ over columns by a few rows at a time. Each part of a result is computed by one t
 import numpy as np
 
 from scratchnet.array import as_images, as_matrix
-from scratchnet.kernels.compiled.blas import FEW_ROWS, PANEL, blas, multiply, multiply_transposed
-from scratchnet.kernels.compiled.jit import bare, everywhere, jit, take
+from scratchnet.kernels.compiled.blas import PANEL, blas, multiply, multiply_transposed
+from scratchnet.kernels.compiled.jit import ONE, ZERO, bare, everywhere, jit, take
 from scratchnet.kernels.compiled.rows import (
     combine,
     copy,
@@ -21,6 +21,7 @@ from scratchnet.kernels.compiled.rows import (
     scale_and_clip,
 )
 from scratchnet.kernels.cpu.buffers import empty
+from scratchnet.parallel.cuts import few_rows
 
 PANEL_BYTES = 1 << 18
 PASSES = 24  # over a row of a result, in multiply-adds
@@ -36,11 +37,9 @@ def pointwise_forward(x, weight, stride):
 def pointwise_backward(dy, x, weight, stride):
     """dW = dY @ X.T, a few rows at a time; dX = W.T @ dY, a panel of columns at a time."""
     seen = np.ascontiguousarray(x[:, :: stride[0], :: stride[1]])
-    grad, dweight = dy.reshape(len(dy), -1), np.empty(weight.shape[:2], dy.dtype)
-    everywhere(
-        _weight_gradient, -(-len(grad) // FEW_ROWS), grad.size * len(x), blas(x.dtype), grad,
-        seen.reshape(len(x), -1), dweight,
-    )  # fmt: skip
+    grad, dweight = np.ascontiguousarray(dy).reshape(len(dy), -1), np.empty(weight.shape[:2], dy.dtype)
+    few, arrays = few_rows(len(grad), grad[0].nbytes), (grad, seen.reshape(len(x), -1), dweight)
+    everywhere(_weight_gradient, -(-len(grad) // few), grad.size * len(x), blas(x.dtype), *arrays, few)
     dx = product(weight[:, :, 0, 0].T, grad).reshape(seen.shape)
     if stride != (1, 1):
         dx, dseen = np.zeros_like(x), dx
@@ -66,32 +65,39 @@ def project_backward(dy, cache):
     dz, (dgamma, dbeta) = apart(*z.shape, z.dtype), np.empty((2, len(z)), z.dtype)
     everywhere(_norm_back, len(z), z.size * PASSES, grad, z, gamma, mean, inv_std, dz, dgamma, dbeta)
     transposed, dtransposed = np.ascontiguousarray(weight[:, :, 0, 0].T), np.empty(weight.shape[1::-1], z.dtype)
-    parts, work = -(-len(rows) // FEW_ROWS), 2 * rows.size * len(z)
-    arrays, scratch = (dz, rows, transposed, dx, dtransposed), ((FEW_ROWS, PANEL), z.dtype)
-    everywhere(_both_gradients, parts, work, blas(z.dtype), *arrays, scratch=scratch)
+    few, arrays = few_rows(len(rows), rows[0].nbytes), (dz, rows, transposed, dx, dtransposed)
+    parts, work = -(-len(rows) // few), 2 * rows.size * len(z)
+    everywhere(_both_gradients, parts, work, blas(z.dtype), *arrays, few, scratch=((few, PANEL), z.dtype))
     return as_images(dx, dy), np.ascontiguousarray(dtransposed.T)[:, :, None, None], dgamma, dbeta
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     """A few rows of z at a time, which stay in the cache; z is kept."""
-    rows, matrix = as_matrix(x), np.ascontiguousarray(weight[:, :, 0, 0])
-    z, y = (empty((len(matrix), rows.shape[1]), rows.dtype) for _ in range(2))
+    (centred, mean_x), matrix = centre(as_matrix(x)), np.ascontiguousarray(weight[:, :, 0, 0])
+    z, y = (empty((len(matrix), x.size // x.shape[1]), x.dtype) for _ in range(2))
     mean, var, inv_std = np.empty((3, len(z)), z.dtype)
-    arrays = rows, matrix, gamma, beta, eps, z, y, mean, var, inv_std
-    work = rows.shape[1] * (matrix.size + PASSES * len(z))
-    everywhere(_norm_relu6, -(-len(z) // FEW_ROWS), work, blas(z.dtype), *arrays)
-    return as_images(y, x), mean, var, (rows, matrix, z, gamma, beta, mean, inv_std)
+    few, work = few_rows(len(z), z[0].nbytes), z.shape[1] * (matrix.size + PASSES * len(z))
+    arrays = centred, matrix, gamma, beta, eps, z, y, mean, var, inv_std, few
+    everywhere(_norm_relu6, -(-len(z) // few), work, blas(z.dtype), *arrays)
+    return as_images(y, x), mean + matrix @ mean_x, var, (centred, matrix, z, gamma, beta, mean, inv_std)
 
 
 def conv_norm_relu6_backward(dy, cache):
     """A few rows at a time: the masked sums, the gradient of z, and the products with it."""
-    rows, matrix, z, gamma, beta, mean, inv_std = cache
+    centred, matrix, z, gamma, beta, mean, inv_std = cache
     grad, dz, dmatrix = as_matrix(dy), apart(*z.shape, z.dtype), np.empty_like(matrix)
     dgamma, dbeta = np.empty((2, len(z)), z.dtype)
-    arrays = grad, z, rows, gamma, beta, mean, inv_std, dz, dmatrix, dgamma, dbeta
-    work = rows.shape[1] * (matrix.size + PASSES * len(z))
-    everywhere(_norm_relu6_back, -(-len(z) // FEW_ROWS), work, blas(z.dtype), *arrays)
+    few, work = few_rows(len(z), z[0].nbytes), z.shape[1] * (matrix.size + PASSES * len(z))
+    arrays = grad, z, centred, gamma, beta, mean, inv_std, dz, dmatrix, dgamma, dbeta, few
+    everywhere(_norm_relu6_back, -(-len(z) // few), work, blas(z.dtype), *arrays)
     return as_images(product(matrix.T, dz, z.shape[1]), dy), dmatrix[:, :, None, None], dgamma, dbeta
+
+
+def centre(x):
+    """Xc = X - x̄ of X (C, M), with its rows apart, and x̄ (C,) (FUSE.1): z has the more digits without a common mean."""
+    centred, mean = apart(*x.shape, x.dtype), np.empty(len(x), x.dtype)
+    everywhere(_centre, len(x), x.size * PASSES, x, centred, mean)
+    return centred, mean
 
 
 def product(a, b, columns=None):
@@ -122,33 +128,43 @@ def _product(counter, found, a, b, out, panel):
 
 
 @jit
-def _weight_gradient(counter, found, dy, x, dweight):
-    dy, x, dweight = bare(dy), bare(x), bare(dweight)
-    columns = PANEL
-    r = take(counter) * FEW_ROWS
-    while r < len(dy):
-        to = min(r + FEW_ROWS, len(dy))
-        for k in range(0, x.shape[1], columns):
-            end = min(k + columns, x.shape[1])
-            multiply_transposed(found, dy[r:to, k:end], x[:, k:end], dweight[r:to], k > 0)  # (CONV.5)
-        r = take(counter) * FEW_ROWS
+def _centre(counter, x, centred, mean):
+    x, centred = bare(x), bare(centred)
+    c = take(counter)
+    while c < len(x):
+        mean[c] = moments(x[c])[0]
+        scale(x[c], mean[c], ONE, ZERO, centred[c, : x.shape[1]])
+        c = take(counter)
 
 
 @jit
-def _both_gradients(counter, found, dz, x, transposed, dx, dtransposed, panel):
+def _weight_gradient(counter, found, dy, x, dweight, few):
+    dy, x, dweight = bare(dy), bare(x), bare(dweight)
+    columns = PANEL
+    r = take(counter) * few
+    while r < len(dy):
+        to = min(r + few, len(dy))
+        for k in range(0, x.shape[1], columns):
+            end = min(k + columns, x.shape[1])
+            multiply_transposed(found, dy[r:to, k:end], x[:, k:end], dweight[r:to], k > 0)  # (CONV.5)
+        r = take(counter) * few
+
+
+@jit
+def _both_gradients(counter, found, dz, x, transposed, dx, dtransposed, few, panel):
     """A few channels of x: their dx, and their columns of dweight."""
     dz, x, transposed, dx, dtransposed = bare(dz), bare(x), bare(transposed), bare(dx), bare(dtransposed)
     columns, panel = PANEL, bare(panel)
-    r = take(counter) * FEW_ROWS
+    r = take(counter) * few
     while r < len(x):
-        to = min(r + FEW_ROWS, len(x))
+        to = min(r + few, len(x))
         for k in range(0, x.shape[1], columns):
             end = min(k + columns, x.shape[1])
             multiply(found, transposed[r:to], dz[:, k:end], dx[r:to, k:end], False)  # (CONV.6)
             for c in range(r, to):
                 copy(x[c, k:end], panel[c - r, : end - k])
             multiply_transposed(found, panel[: to - r, : end - k], dz[:, k:end], dtransposed[r:to], k > 0)  # (CONV.5)
-        r = take(counter) * FEW_ROWS
+        r = take(counter) * few
 
 
 @jit
@@ -181,26 +197,26 @@ def _norm_back(counter, dy, z, gamma, mean, inv_std, dz, dgamma, dbeta):
 
 
 @jit
-def _norm_relu6(counter, found, x, weight, gamma, beta, eps, z, y, mean, var, inv_std):
+def _norm_relu6(counter, found, x, weight, gamma, beta, eps, z, y, mean, var, inv_std, few):
     x, weight, z, y = bare(x), bare(weight), bare(z), bare(y)
-    r = take(counter) * FEW_ROWS
+    r = take(counter) * few
     while r < len(z):
-        to = min(r + FEW_ROWS, len(z))
-        multiply(found, weight[r:to], x, z[r:to], False)  # (CONV.3)
+        to = min(r + few, len(z))
+        multiply(found, weight[r:to], x[:, : z.shape[1]], z[r:to], False)  # (CONV.3)
         for c in range(r, to):
             mean[c], var[c] = moments(z[c])  # (BN.1), (BN.2)
             inv_std[c] = 1.0 / np.sqrt(var[c] + eps)
             scale_and_clip(z[c], mean[c], gamma[c] * inv_std[c], beta[c], y[c])  # (BN.4), (RELU6.1)
-        r = take(counter) * FEW_ROWS
+        r = take(counter) * few
 
 
 @jit
-def _norm_relu6_back(counter, found, dy, z, x, gamma, beta, mean, inv_std, dz, dweight, dgamma, dbeta):
+def _norm_relu6_back(counter, found, dy, z, x, gamma, beta, mean, inv_std, dz, dweight, dgamma, dbeta, few):
     dy, z, x, dz, dweight = bare(dy), bare(z), bare(x), bare(dz), bare(dweight)
     columns, count = PANEL, z.dtype.type(z.shape[1])
-    r = take(counter) * FEW_ROWS
+    r = take(counter) * few
     while r < len(z):
-        to = min(r + FEW_ROWS, len(z))
+        to = min(r + few, len(z))
         for c in range(r, to):
             a = gamma[c] * inv_std[c]
             s, q = masked_sums(dy[c], z[c], mean[c], a, beta[c])
@@ -208,7 +224,7 @@ def _norm_relu6_back(counter, found, dy, z, x, gamma, beta, mean, inv_std, dz, d
             dgamma[c] = q * inv_std[c]  # (BN.6)
             terms = dbeta[c] / count, inv_std[c] * dgamma[c] / count
             masked_gradient(dy[c], z[c], mean[c], a, beta[c], terms[0], terms[1], dz[c, : z.shape[1]])  # (BN.7)
-        for k in range(0, x.shape[1], columns):
-            end = min(k + columns, x.shape[1])
+        for k in range(0, z.shape[1], columns):
+            end = min(k + columns, z.shape[1])
             multiply_transposed(found, dz[r:to, k:end], x[:, k:end], dweight[r:to], k > 0)  # (CONV.5)
-        r = take(counter) * FEW_ROWS
+        r = take(counter) * few

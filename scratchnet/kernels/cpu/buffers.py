@@ -1,9 +1,9 @@
 """Memory that is used again: a fresh large array costs a page fault every 4 KiB, more than the arithmetic on it.
 
-`empty` hands out arrays in large regions of memory that it keeps, each at the first place that is large enough. Neighbouring
-free places are one, so that what many small arrays have left serves a large one, and what is kept is about the most that a
-step ever has in use. Every view of an array holds a reference to it, so that when the array itself is gone nobody can see
-its numbers, and its place is free again: a weak reference tells that moment.
+`empty` hands out arrays in large regions of memory that it keeps, each at the first place that is large enough.
+Neighbouring free places are one, so that what many small arrays have left serves a large one, and what is kept is about the
+most that a step ever has in use. Every view of an array holds a reference to it, so that when the array itself is gone
+nobody can see its numbers, and its place is free again: a weak reference tells that moment.
 """
 
 import bisect
