@@ -2,6 +2,7 @@
 
 from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.kernels.compiled.jit import ONE, SIX, ZERO, bare, everywhere, jit, take
+from scratchnet.kernels.compiled.rows import copy
 from scratchnet.kernels.cpu.buffers import empty
 
 COST = 10  # of a number, in multiply-adds (`jit.channels`)
@@ -88,5 +89,5 @@ def _fill(counter, share, dx):
     c = take(counter)
     while c < len(dx):
         for p in range(dx.shape[1]):
-            dx[c, p] = share[c]  # (GPOOL.2)
+            copy(share[c], dx[c, p])  # (GPOOL.2)
         c = take(counter)

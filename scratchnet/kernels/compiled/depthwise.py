@@ -9,7 +9,7 @@ h, which is made a row at a time and never stored.
 import numpy as np
 
 from scratchnet.kernels.compiled.convolve import convolve, convolve_back
-from scratchnet.kernels.compiled.jit import SIX, ZERO, bare, everywhere, jit, take
+from scratchnet.kernels.compiled.jit import SIX, ZERO, bare, everywhere, jit, take, told
 from scratchnet.kernels.compiled.rows import masked_sums, scale_and_clip
 from scratchnet.kernels.cpu.buffers import empty
 
@@ -95,7 +95,7 @@ def _forward(counter, x, weight, n, stride, height, z, ring):
     c = take(counter)
     while c < len(z):
         none = ZERO * weight[c, 0]
-        convolve(x[c], (False, none, none, none), weight[c], n, stride, height, ring, z[c])
+        convolve(x[c], (told(False), none, none, none), weight[c], n, stride, height, ring, z[c])
         c = take(counter)
 
 
@@ -106,7 +106,7 @@ def _relu6(counter, x, weight, n, stride, height, bias, y, ring):
     c = take(counter)
     while c < len(y):
         none = ZERO * weight[c, 0]
-        convolve(x[c], (False, none, none, none), weight[c], n, stride, height, ring, y[c])
+        convolve(x[c], (told(False), none, none, none), weight[c], n, stride, height, ring, y[c])
         row, b = y[c], bias[c]
         for i in range(row.size):
             row[i] = min(max(row[i] + b, ZERO), SIX)  # (FOLD.2)
@@ -120,7 +120,7 @@ def _norm_relu6_forward(counter, x, weight, n, stride, height, gamma, beta, eps,
     c = take(counter)
     while c < len(z):
         none = ZERO * weight[c, 0]
-        mean[c], var[c] = convolve(x[c], (False, none, none, none), weight[c], n, stride, height, ring, z[c])
+        mean[c], var[c] = convolve(x[c], (told(False), none, none, none), weight[c], n, stride, height, ring, z[c])
         inv_std[c] = 1.0 / np.sqrt(var[c] + eps)  # (DWF.1)
         scale_and_clip(z[c], mean[c], gamma[c] * inv_std[c], beta[c], y[c])  # (DWF.2)
         c = take(counter)
@@ -134,7 +134,7 @@ def _backward(counter, dy, x, weight, n, stride, height, dx, dweight, ring):
     c = take(counter)
     while c < len(dx):
         none = ZERO * weight[c, 0]
-        before, behind = (False, none, none, none), (False, none, none, none, none, none)
+        before, behind = (told(False), none, none, none), (told(False), none, none, none, none, none)
         total[:] = 0.0
         convolve_back(dy[c], dy[c], behind, x[c], before, weight[c], n, stride, height, ring, dx[c], total)
         for k in range(9):
@@ -157,10 +157,21 @@ def _norm_relu6_backward(
         dbeta[c] = s
         dgamma[c] = inv_std[c] * q  # (DWF.4)
         count = z.dtype.type(z.shape[1])
-        behind = True, mean[c], a, beta[c], dbeta[c] / count, inv_std[c] * dgamma[c] / count
+        behind = told(True), mean[c], a, beta[c], dbeta[c] / count, inv_std[c] * dgamma[c] / count
         total[:] = 0.0
         convolve_back(
-            dy[c], z[c], behind, x[c], (False, none, none, none), weight[c] * a, n, stride, height, ring, dx[c], total
+            dy[c],
+            z[c],
+            behind,
+            x[c],
+            (told(False), none, none, none),
+            weight[c] * a,
+            n,
+            stride,
+            height,
+            ring,
+            dx[c],
+            total,
         )
         for k in range(9):
             dweight[c, k] = total[k] * a  # (DWF.6)

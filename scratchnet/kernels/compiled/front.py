@@ -12,7 +12,7 @@ import numpy as np
 from scratchnet.kernels.compiled.blas import PANEL, blas, multiply, multiply_transposed
 from scratchnet.kernels.compiled.convolve import convolve, convolve_back
 from scratchnet.kernels.compiled.depthwise import SUMS, flat, outputs, ring_of, taps_of
-from scratchnet.kernels.compiled.jit import bare, everywhere, jit, take
+from scratchnet.kernels.compiled.jit import bare, everywhere, jit, take, told
 from scratchnet.kernels.compiled.pointwise import apart, centre, product
 from scratchnet.kernels.compiled.rows import combine, masked_sums, moments, scale_and_clip
 from scratchnet.parallel.cuts import few_rows
@@ -91,7 +91,7 @@ def _forward(
             z1 = slab[c - first]
             mean1[c], var1[c] = moments(z1)  # (BN.1), (BN.2)
             inv_std1[c] = 1.0 / np.sqrt(var1[c] + eps1)
-            before = True, mean1[c], gamma1[c] * inv_std1[c], beta1[c]  # (FRONT.2)
+            before = told(True), mean1[c], gamma1[c] * inv_std1[c], beta1[c]  # (FRONT.2)
             mean2[c], var2[c] = convolve(
                 z1.reshape(height, -1), before, weight2[c], n, stride, height2, ring, z[c]
             )  # (CONV.8)
@@ -120,8 +120,8 @@ def _backward(
             s, q = masked_sums(dy[c], z[c], mean2[c], a, beta2[c])
             dbeta2[c] = s
             dgamma2[c] = inv_std2[c] * q  # (DWF.4)
-            behind = True, mean2[c], a, beta2[c], dbeta2[c] / count2, inv_std2[c] * dgamma2[c] / count2
-            before = True, mean1[c], gamma1[c] * inv_std1[c], beta1[c]
+            behind = told(True), mean2[c], a, beta2[c], dbeta2[c] / count2, inv_std2[c] * dgamma2[c] / count2
+            before = told(True), mean1[c], gamma1[c] * inv_std1[c], beta1[c]
             z1, g = slab[c - first].reshape(height, -1), dz1[c, :m].reshape(height, -1)
             total[:] = 0.0
             convolve_back(dy[c], z[c], behind, z1, before, weight2[c] * a, n, stride, height2, ring, g, total)

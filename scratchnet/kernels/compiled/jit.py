@@ -12,6 +12,7 @@ nothing: parts are cut by shape alone, and write to places of their own.
 """
 
 import hashlib
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import event, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
@@ -58,6 +59,24 @@ def _digest():
 
 
 _SOURCES = _digest()
+
+
+class _Announcement(event.Listener):
+    """Says at a terminal, once, what takes so long the first time."""
+
+    def on_start(self, begun):  # noqa: D102
+        function = begun.data["dispatcher"].py_func
+        if self.due and function.__module__.startswith(__package__) and sys.stderr and sys.stderr.isatty():
+            self.due = False
+            print("scratchnet: compiling loops for this CPU, this first time only", file=sys.stderr, flush=True)
+
+    def on_end(self, ended):  # noqa: D102
+        pass
+
+    due = True
+
+
+event.register("numba:compile", _Announcement())
 
 if PYTHON:
     _one_by_one = threading.Lock()
@@ -98,6 +117,12 @@ else:
             return builder.atomic_rmw("add", shown, ir.Constant(ir.IntType(64), 1), "monotonic")
 
         return types.int64(counter), code
+
+
+@jit
+def told(flag):
+    """The flag, as a number that is known when the loop runs: a literal would be compiled for by itself."""
+    return bool(flag)
 
 
 def everywhere(kernel, parts, work, *arguments, scratch=None):
