@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from scratchnet import device, kernels
 from scratchnet.cache import located
+from scratchnet.fused.dense import DenseStep
 from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.pointwise import PointwiseStep
@@ -18,7 +19,7 @@ from scratchnet.module import Module
 from scratchnet.parallel.threads import computing
 
 # how many layers, and the step for them
-FUSIONS: tuple = ((3, PointwiseStep), (3, DepthwiseStep), (3, FoldedStep), (2, FoldedStep))
+FUSIONS: tuple = ((3, PointwiseStep), (3, DepthwiseStep), (3, DenseStep), (3, FoldedStep), (2, FoldedStep))
 
 
 class LayerStep:

@@ -13,11 +13,12 @@ import scratchnet as sn
 from scratchnet import kernels
 from scratchnet.array import as_images
 from scratchnet.device import Kind
+from scratchnet.fused.dense import DenseStep
 from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.inference import depthwise_relu6
 from scratchnet.kernels import compiled
 from scratchnet.layers.activation import RELU6
-from scratchnet.layers.conv import DEPTHWISE
+from scratchnet.layers.conv import DEPTHWISE, GROUPED
 from scratchnet.layers.norm import BATCH_NORM, FROZEN_BATCH_NORM
 from scratchnet.layers.pool import GLOBAL_AVG_POOL2D
 from scratchnet.training.optim import adam_update, sgd_update
@@ -49,12 +50,17 @@ class Call:
         x = rng.standard_normal(shape) * rng.uniform(1, 3, (C, 1, 1, 1)) if x is None else x
         gamma, beta, mean = rng.uniform(1.5, 3, C), rng.uniform(0.5, 5.5, C), rng.standard_normal(C)
         geometry, weight = window(stride)[1:], rng.standard_normal((C, 1, 3, 3))
+        stem, odd = rng.standard_normal((C, C, 3, 2)), ((1, stride), (2, 1), (2, 1))
         if name.startswith("depthwise"):
             self.facts = {"window": window(stride)}
+        if name in DENSE:
+            self.facts = {"groups": 1, "terms": stem[0].size}
         self.plain, self.args = {
             "depthwise": (DEPTHWISE, (x, weight, *geometry)),
             "depthwise_norm_relu6": (DepthwiseStep.plain, (x, weight, gamma, beta, 1e-5, *geometry)),
             "depthwise_relu6": (kernels.Pair(depthwise_relu6), (x, weight, beta, *geometry)),
+            "grouped": (GROUPED, (x, stem, *odd, 1)),
+            "dense_norm_relu6": (DenseStep.plain, (x, stem, gamma, beta, 1e-5, *odd)),
             "batch_norm": (BATCH_NORM, (as_images(x), gamma, beta, 1e-5)),
             "frozen_batch_norm": (FROZEN_BATCH_NORM, (as_images(x), gamma, beta, mean, gamma, 1e-5)),
             "relu6": (RELU6, (as_images(3 * x),)),
@@ -80,8 +86,9 @@ class Call:
 
 
 PAIRS = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "batch_norm", "frozen_batch_norm", "relu6",
-         "global_avg_pool2d")  # fmt: skip
-CALLS = [(name, stride) for name in PAIRS for stride in ((1, 2) if name.startswith("depthwise") else (1,))]
+         "global_avg_pool2d", "grouped", "dense_norm_relu6")  # fmt: skip
+DENSE = PAIRS[-2:]
+CALLS = [(name, stride) for name in PAIRS for stride in ((1, 2) if name.startswith(("depthwise", *DENSE)) else (1,))]
 each_pair = pytest.mark.parametrize(("name", "stride"), CALLS, ids=[f"{name}-{stride}" for name, stride in CALLS])
 
 
@@ -110,6 +117,54 @@ def test_it_is_the_plain_function(name, stride, shape, dtype, monkeypatch):
     ours, plain = (worst(call.results(which, dtype), want) for which in ("compiled", False))
     for mine, other in zip(ours, plain, strict=True):  # where gradients cancel, the plain function rounds as much
         assert mine <= (1e-11 if dtype == np.float64 else max(64 * EPS32, 8 * other))
+
+
+@needs_numba
+@pytest.mark.parametrize("name", DENSE)
+def test_where_loops_cannot_multiply_numpy_does(name, monkeypatch):
+    from scratchnet.kernels.compiled import dense
+
+    call = Call(name, (C, 7, 9, 4))
+    monkeypatch.setattr(dense, "blas", lambda dtype: None)
+    assert max(worst(call.results("compiled", np.float64), call.results(False, np.float64))) <= 1e-12
+
+
+@needs_numba
+@pytest.mark.parametrize("name", DENSE)
+def test_parts_of_many_pixels_give_the_same_for_any_number_of_threads(name):
+    call = Call(name, (C, 40, 34, 20))
+    want, results = call.results(False, np.float64), []
+    for threads in (1, 2, 3):
+        sn.set_num_threads(threads)
+        results.append(call.results("compiled", np.float32))
+    assert max(worst(results[0], want)) <= 64 * EPS32
+    for others in zip(*results, strict=True):
+        assert len({array.tobytes() for array in others}) == 1
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("ins", "options", "function", "version"),
+    [
+        (3, {}, "dense_norm_relu6", "compiled"),
+        (3, {"kernel_size": 1, "padding": 0, "stride": 2}, "dense_norm_relu6", "compiled"),
+        (8, {}, "relu6", "compiled"),  # 72 numbers in a sum
+        (3, {"bias": True}, "relu6", "compiled"),
+        (3, {"groups": 3}, "depthwise_norm_relu6", "compiled"),
+    ],
+)
+def test_a_step_takes_a_stem(ins, options, function, version):
+    net = sn.Sequential(
+        sn.Conv2d(
+            ins, 6 if "groups" not in options else 3, **({"kernel_size": 3, "padding": 1, "bias": False} | options)
+        ),
+        sn.BatchNorm2d(6 if "groups" not in options else 3),
+        sn.ReLU6(),
+    )
+    assert str(sn.plan(net)).split()[-2:] == [function, version]
+    with sn.use_kernels("numpy"):
+        assert "dense_norm_relu6" not in str(sn.plan(net))
+    assert "dense_norm_relu6" not in str(sn.plan(net.eval()))
 
 
 @needs_numba
@@ -155,7 +210,9 @@ def test_what_is_no_number_is_seen_where_the_plain_function_shows_it(name, strid
             for ours, plain in zip(got, want, strict=True):
                 seen, due = ~np.isfinite(ours), ~np.isfinite(plain)
                 assert (seen | ~due).all()
-                if not name.startswith("depthwise"):  # whose zeros between the rows of h make NaN of it for other taps
+                if not name.startswith(
+                    ("depthwise", "dense")
+                ):  # whose zeros between the rows of h make NaN of it for other taps
                     np.testing.assert_array_equal(seen, due)
                     np.testing.assert_allclose(ours[~due], plain[~due], rtol=1e-3, atol=1e-4)
             if np.isnan(bad) and (case is spoiled or case.plain.backward):

@@ -80,8 +80,12 @@ def _one_filter(filters, **_):
     return filters == 1
 
 
-def _one_group(groups):
+def _one_group(groups, **_):
     return groups == 1
+
+
+def _few_terms(groups, terms=65):
+    return groups == 1 and terms <= 64
 
 
 def _3x3(window=None, filters=1):
@@ -98,12 +102,13 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "pointwise":            (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise":            (_loops("depthwise", _3x3), _numpy(cpu.depthwise, _one_filter),
                              _cuda(cuda.depthwise, takes=_one_filter)),
-    "grouped":              (                           _numpy(cpu.dense, _one_group),      _cuda(cuda.dense)),
+    "grouped":              (_loops("dense", _few_terms), _numpy(cpu.dense, _one_group),    _cuda(cuda.dense)),
     "global_avg_pool2d":    (_loops("activation"),      _numpy(cpu.pool),                   _cuda(cuda.pool)),
     "cross_entropy":        (                                                               _cuda(cuda.loss),),
     # fused/
     "conv_norm_relu6":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise_norm_relu6": (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
+    "dense_norm_relu6":     (_loops("dense", _few_terms),),
     "clipped_product":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "shift_and_clip":       (                                                               _cuda(cuda.activation),),
@@ -164,8 +169,9 @@ def choose(pair: Pair, kind: Kind, **facts) -> Pair:
     Args:
         pair: of a layer's file.
         kind: of the arrays that will come.
-        facts: what else a version may ask for, as the table says: `filters` a channel, `groups`, and the `window`, which
-            is (kernel, stride, padding, dilation), each a pair. Without a window no version for some windows is chosen.
+        facts: what else a version may ask for, as the table says: `filters` a channel, `groups`, `terms` in the sum for
+            a number of the output, and the `window`, which is (kernel, stride, padding, dilation), each a pair. Without a
+            window no version for some windows is chosen.
     """
     if _enabled:
         for version in TABLE.get(pair.name, ()):
