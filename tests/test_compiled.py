@@ -67,12 +67,12 @@ class Call:
             "global_avg_pool2d": (GLOBAL_AVG_POOL2D, (as_images(x),)),
         }[name]
 
-    def results(self, which, dtype, spoil=None):
+    def results(self, which, dtype, spoil=None, copy=True):
         """Everything that forward and backward return; `spoil` writes into a copy of dy."""
         with sn.use_kernels(which):
             pair = kernels.choose(self.plain, Kind("cpu", np.dtype(dtype).name), **self.facts)
         assert pair.version == (which or "plain")
-        args = [arg.astype(dtype) if isinstance(arg, np.ndarray) else arg for arg in self.args]
+        args = [arg.astype(dtype, copy=copy) if isinstance(arg, np.ndarray) else arg for arg in self.args]
         out = pair.forward(*args)
         out, rest = ([out], args) if isinstance(out, np.ndarray) else (list(out[:-1]), out[-1:])
         if pair.backward:
@@ -117,6 +117,17 @@ def test_it_is_the_plain_function(name, stride, shape, dtype, monkeypatch):
     ours, plain = (worst(call.results(which, dtype), want) for which in ("compiled", False))
     for mine, other in zip(ours, plain, strict=True):  # where gradients cancel, the plain function rounds as much
         assert mine <= (1e-11 if dtype == np.float64 else max(64 * EPS32, 8 * other))
+
+
+@needs_numba
+@each_pair
+def test_what_is_read_only_may_be_read(name, stride):
+    call = Call(name, (C, 5, 4, 1), stride)
+    want = call.results("compiled", np.float64)
+    call.args = [np.broadcast_to(arg, arg.shape) if isinstance(arg, np.ndarray) else arg for arg in call.args]
+    got = call.results("compiled", np.float64, spoil=lambda dy: dy.setflags(write=False), copy=False)
+    for ours, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(ours, other)
 
 
 @needs_numba

@@ -78,7 +78,7 @@ else:
     def bare(typing_context, array):
         """The same memory as an array that owns nothing: a slice of it counts no references, which costs on short rows.
 
-        Whoever calls the kernel holds the owner for as long.
+        Whoever calls the kernel holds the owner for as long. To the compiler one that is read-only becomes like any other.
         """
 
         def code(context, builder, signature, arguments):
@@ -87,7 +87,7 @@ else:
             parts = {"data": owner.data, "shape": owner.shape, "strides": owner.strides, "itemsize": owner.itemsize}
             return populate_array(view, **parts, meminfo=None)._getvalue()
 
-        return array(array), code
+        return array.copy(readonly=False)(array), code
 
     @intrinsic
     def take(typing_context, counter):
