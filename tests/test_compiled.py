@@ -100,7 +100,8 @@ def worst(got, want):
 
 def test_every_compiled_pair_is_tested_here():
     made = {row for row, versions in kernels.TABLE.items() if any(v.version == "compiled" for v in versions)}
-    assert made == ({*PAIRS, "sgd_update", "adam_update"} if compiled.PRESENT else set())
+    updates = {f"{rule}_update{s}" for rule in ("sgd", "adam") for s in ("", "s")}
+    assert made == ({*PAIRS, *updates} if compiled.PRESENT else set())
 
 
 @needs_numba
@@ -202,6 +203,54 @@ def test_the_updates_are_the_plain_functions(dtype, nesterov, decay):
             assert max(worst(*results)) <= (1e-14 if dtype == np.float64 else 4 * EPS32)
 
 
+RULES = [(sn.SGD, {}), (sn.SGD, {"momentum": 0.9, "nesterov": True}), (sn.Adam, {}), (sn.AdamW, {})]
+
+
+def some_parameters(dtype):
+    """Of many sizes, with and without weight decay; the last two are not in one piece, and of another dtype."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.uniform(0.5, 1, shape).astype(dtype) for shape in ((7, 5), (3,), (40, 2, 9), (), (0,), (6, 4))]
+    arrays[-1] = np.asfortranarray(arrays[-1])
+    made = [sn.Parameter(array, decay=array.ndim > 1) for array in [*arrays, np.ones(3, np.float64)]]
+    for parameter in made:
+        parameter.grad += rng.standard_normal(parameter.data.shape)
+    return made
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("kind", "options"), RULES, ids=lambda case: getattr(case, "__name__", None))
+def test_all_updates_in_one_call_are_those_of_every_parameter(kind, options, dtype, monkeypatch):
+    from scratchnet.kernels.compiled import optimizer as loops
+
+    results = []
+    for which, piece, threads in ((False, 1, 1), ("compiled", loops.PIECE, 1), ("compiled", 7, 1), ("compiled", 7, 2)):
+        sn.set_num_threads(threads)
+        monkeypatch.setattr(loops, "PIECE", piece)
+        cut_small(monkeypatch)
+        parameters = some_parameters(dtype)
+        places = [parameter.data for parameter in parameters]
+        optimizer = kind(parameters, lr=0.1, weight_decay=0.1, **options)
+        with sn.use_kernels(which):
+            for k in range(3):
+                optimizer.step()
+                parameters[k].grad = parameters[k].grad * 2  # another array: the next step has to look there
+        assert all(p.data is place for p, place in zip(parameters, places, strict=True))
+        results.append([p.data for p in parameters] + [a for a in optimizer.state_dict().values() if a.ndim])
+    want, first, *others = [[array for array in arrays if array.size] for arrays in results]
+    assert max(worst(first, want)) <= (1e-14 if dtype == np.float64 else 8 * EPS32)
+    for other in others:
+        assert [array.tobytes() for array in other] == [array.tobytes() for array in first]
+
+
+@needs_numba
+def test_a_parameter_that_may_not_be_written_is_not():
+    parameter = sn.Parameter(np.ones(3, np.float32))
+    parameter.data.setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        sn.SGD([sn.Parameter(np.ones(3, np.float32)), parameter], lr=0.1).step()
+
+
 @needs_numba
 @each_pair
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -289,7 +338,7 @@ def test_a_window_that_is_not_compiled_is_numpys(options, version):
 def test_the_loops_are_python_too():
     """With Numba's own switch they run as what they are: no compiler between the text and the values."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "plain_function and (7 or updates) and not 6"]
+    command += ["-k", "plain_function and (7 or updates) and not 6 or one_call"]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True
     )

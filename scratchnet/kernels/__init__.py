@@ -115,6 +115,8 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     # training/
     "sgd_update":           (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
     "adam_update":          (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "sgd_updates":          (_loops("optimizer"),),
+    "adam_updates":         (_loops("optimizer"),),
     "take_batch":           (                                              _cuda(cuda.augment, dtypes=("uint8",)),),
     "stored_in_bfloat16":   (                                              _cuda(cuda.rows, dtypes=("float32",)),),
 }  # fmt: skip

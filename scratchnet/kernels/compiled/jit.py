@@ -11,6 +11,7 @@ takes the number of its next part from a counter in memory (`take`) until there 
 nothing: parts are cut by shape alone, and write to places of their own.
 """
 
+import ctypes
 import hashlib
 import threading
 from pathlib import Path
@@ -72,6 +73,11 @@ if PYTHON:
             counter[0] += 1
             return counter[0] - 1
 
+    def numbers_at(address, size, like):
+        """Memory as an array."""
+        memory = (ctypes.c_char * int(size * like.itemsize)).from_address(int(address))
+        return np.frombuffer(memory, like.dtype)
+
 else:
 
     @intrinsic
@@ -98,6 +104,22 @@ else:
             return builder.atomic_rmw("add", shown, ir.Constant(ir.IntType(64), 1), "monotonic")
 
         return types.int64(counter), code
+
+    @intrinsic
+    def numbers_at(typing_context, address, size, like):
+        """So many numbers at an address as an array that owns nothing, of the dtype of the array `like`."""
+        made = types.Array(like.dtype, 1, "C")
+
+        def code(context, builder, signature, arguments):
+            where, count, _ = arguments
+            view = make_array(made)(context, builder)
+            step = context.get_constant(types.intp, context.get_abi_sizeof(context.get_value_type(like.dtype)))
+            data = builder.inttoptr(where, view.data.type)
+            return populate_array(
+                view, data=data, shape=[count], strides=[step], itemsize=step, meminfo=None
+            )._getvalue()
+
+        return made(types.int64, types.int64, like), code
 
 
 def everywhere(kernel, parts, work, *arguments, scratch=None):
