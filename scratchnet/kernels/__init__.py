@@ -68,8 +68,8 @@ def _numpy(module, takes=_any):
     return lambda row: _version(row, module, "numpy", "cpu", REAL, takes)
 
 
-def _loops(name, takes=_any):
-    return lambda row: _version(row, f"{compiled.__name__}.{name}", "compiled", "cpu", REAL, takes)
+def _loops(name, takes=_any, dtypes=REAL):
+    return lambda row: _version(row, f"{compiled.__name__}.{name}", "compiled", "cpu", dtypes, takes)
 
 
 def _cuda(module, dtypes=STORED, takes=_any):
@@ -113,11 +113,12 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "shift_and_clip":       (                                                               _cuda(cuda.activation),),
     # training/
-    "sgd_update":           (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
-    "adam_update":          (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "sgd_update":           (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "adam_update":          (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
     "sgd_updates":          (_loops("optimizer"),),
     "adam_updates":         (_loops("optimizer"),),
-    "take_batch":           (                                              _cuda(cuda.augment, dtypes=("uint8",)),),
+    "take_batch":           (_loops("augment", dtypes=("uint8", "float32")),
+                             _cuda(cuda.augment, dtypes=("uint8",))),
     "stored_in_bfloat16":   (                                              _cuda(cuda.rows, dtypes=("float32",)),),
 }  # fmt: skip
 TABLE = {

@@ -33,13 +33,15 @@ BLOCK = 1 << 12  # numbers that are added in the array's own dtype
 PYTHON = bool(vars(numba.config)["DISABLE_JIT"])  # Numba's own switch: the loops run as the Python that they are
 
 
-def jit(function):
+def jit(function, fastmath=frozenset(("contract", "reassoc"))):
     """The function, to be compiled for the dtype that it is first called with, without Python's lock.
+
+    `fastmath` is what the compiler may do to sums: LLVM's words for one rounding less, and for another order.
 
     What is compiled is kept on disk, in a folder for these very sources: where Numba's NUMBA_CACHE_DIR says, else beside
     them; where neither can be written only in this process.
     """
-    options = {"nogil": True, "fastmath": {"contract", "reassoc"}, "error_model": "numpy"}
+    options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
     compiler: Any = numba.njit
     settings: Any = numba.config
     before = settings.CACHE_DIR
@@ -50,6 +52,11 @@ def jit(function):
         return compiler(**options)(function)
     finally:
         settings.CACHE_DIR = before
+
+
+def exact(function):
+    """The same, every operation rounded by itself: the bits are NumPy's."""
+    return jit(function, ())
 
 
 def _digest():
@@ -75,7 +82,7 @@ if PYTHON:
 
     def numbers_at(address, size, like):
         """Memory as an array."""
-        memory = (ctypes.c_char * int(size * like.itemsize)).from_address(int(address))
+        memory: Any = (ctypes.c_char * int(size * like.itemsize)).from_address(int(address))
         return np.frombuffer(memory, like.dtype)
 
 else:

@@ -36,7 +36,7 @@ def adam_updates(group, step, lr, betas, eps, decoupled):
     if len(table):
         decay = _decay(group)
         numbers = _adam_numbers(like.dtype, step, lr, betas, eps, 1 - lr * decay if decoupled else decay)
-        everywhere(_adam_all, len(table), len(table) * PIECE * COST, table, like, *numbers, decoupled)
+        everywhere(_adam_all, len(table), len(table) * PIECE * COST, table, like, numbers, decoupled)
 
 
 def _decay(group):
@@ -65,34 +65,11 @@ def _pieces(group):
     return group.known
 
 
-def sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay):
-    """One pass."""
-    if not _is_flat(data, velocity):
-        in_numpy.sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay)
-        return
-    slot = None if velocity is None else velocity.reshape(-1)
-    lr, momentum, decay = map(data.dtype.type, (lr, momentum, weight_decay))
-    _sgd(data.reshape(-1), np.ravel(grad), slot, lr, momentum, nesterov, weight_decay != 0, decay)
-
-
-def adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay):
-    """One pass."""
-    if not _is_flat(data, mean, square):
-        in_numpy.adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay)
-        return
-    numbers = _adam_numbers(data.dtype, step, lr, betas, eps, weight_decay)
-    _adam(data.reshape(-1), np.ravel(grad), mean.reshape(-1), square.reshape(-1), *numbers, weight_decay != 0)
-
-
 def _adam_numbers(dtype, step, lr, betas, eps, weight_decay):
     beta1, beta2 = betas
     averages, rate = (beta1, 1 - beta1, beta2, 1 - beta2), lr / (1 - beta1**step)
-    return [dtype.type(x) for x in (*averages, 1 / math.sqrt(1 - beta2**step), eps, rate, weight_decay)]
-
-
-def _is_flat(*arrays):
-    """Whether `reshape(-1)` is the array itself, so that what is written there is written."""
-    return all(array is None or array.flags.c_contiguous for array in arrays)
+    numbers = *averages, 1 / math.sqrt(1 - beta2**step), eps, rate, weight_decay
+    return tuple(map(dtype.type, numbers))
 
 
 @jit
@@ -111,9 +88,7 @@ def _sgd_all(counter, table, like, velocities, lr, momentum, weight_decay, neste
 
 
 @jit
-def _adam_all(
-    counter, table, like, beta1, rest1, beta2, rest2, unbias, eps, rate, weight_decay, decoupled
-):  # fmt: skip
+def _adam_all(counter, table, like, numbers, decoupled):
     table, like = bare(table), bare(like)
     k = take(counter)
     while k < len(table):
@@ -123,22 +98,8 @@ def _adam_all(
         mean, square = numbers_at(row[2], size, like), numbers_at(row[3], size, like)
         if decoupled and decays:
             for i in range(size):
-                data[i] *= weight_decay  # (ADAMW.1), all of its factor
-        _adam(
-            data,
-            grad,
-            mean,
-            square,
-            beta1,
-            rest1,
-            beta2,
-            rest2,
-            unbias,
-            eps,
-            rate,
-            weight_decay,
-            decays and not decoupled,
-        )
+                data[i] *= numbers[-1]  # (ADAMW.1), all of its factor
+        _adam(data, grad, mean, square, numbers, decays and not decoupled)
         k = take(counter)
 
 
@@ -157,7 +118,8 @@ def _sgd(data, grad, velocity, lr, momentum, nesterov, decays, weight_decay):
 
 
 @jit
-def _adam(data, grad, mean, square, beta1, rest1, beta2, rest2, unbias, eps, rate, weight_decay, decays):
+def _adam(data, grad, mean, square, numbers, decays):
+    beta1, rest1, beta2, rest2, unbias, eps, rate, weight_decay = numbers
     for i in range(data.size):
         g = grad[i]
         if decays:
