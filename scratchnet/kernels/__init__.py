@@ -177,11 +177,17 @@ def choose(pair: Pair, kind: Kind, **facts) -> Pair:
             window no version for some windows is chosen.
     """
     if _enabled:
-        for version in TABLE.get(pair.name, ()):
-            if version.device == kind.device and kind.dtype in version.dtypes and version.takes(**facts):
-                if version.version != "compiled" or (_enabled == "compiled" and not compiled.why_not()):
-                    return version.pair
+        for version in _taking(pair.name, kind, tuple(facts.items())):
+            if version.version != "compiled" or (_enabled == "compiled" and not compiled.why_not()):
+                return version.pair
     return pair
+
+
+@functools.cache
+def _taking(row, kind, facts):
+    """The versions in a row that take arrays of a kind: asked for hundreds of times a step, and always the same."""
+    here = (made for made in TABLE.get(row, ()) if made.device == kind.device and kind.dtype in made.dtypes)
+    return tuple(made for made in here if made.takes(**dict(facts)))
 
 
 def run(function, *args):
