@@ -1,7 +1,5 @@
 """What forward saves for backward, once; and errors that say where in a network they come from."""
 
-from contextlib import contextmanager
-
 from scratchnet import device
 
 
@@ -54,17 +52,23 @@ class OneShotCache:
             raise TypeError(f"{self.name}: expected dy of dtype {dtype}, as forward returned, got {dy.dtype}")
 
 
-@contextmanager
-def located(name):
+class located:  # noqa: N801 (it is called like a function)
     """Put a layer's name before the message of any error that passes: "4 Conv2d: …", then "features.4 Conv2d: …".
 
     A network as a whole has the name "", which says nothing.
     """
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError) as error:
-        seen = vars(error)  # a wrapped message remembers its path and its text
-        seen.setdefault("text", str(error))
-        seen["path"] = [name, *seen.get("path", [])] if name else seen.get("path", [])
-        error.args = (f"{'.'.join(seen['path'])} {seen['text']}".lstrip(),)
-        raise
+
+    __slots__ = ("_place",)
+
+    def __init__(self, name):
+        self._place = name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, (ValueError, TypeError, RuntimeError)):
+            seen = vars(error)  # a wrapped message remembers its path and its text
+            seen.setdefault("text", str(error))
+            seen["path"] = [self._place, *seen.get("path", [])] if self._place else seen.get("path", [])
+            error.args = (f"{'.'.join(seen['path'])} {seen['text']}".lstrip(),)

@@ -123,7 +123,12 @@ class Module(OneShotCache):
 
     def parameters(self):
         """Every Parameter, in the order of definition."""
-        return [parameter for _, parameter in self.named_parameters()]
+        values = list(vars(self).values())
+        found = [value for value in values if isinstance(value, Parameter)]
+        for child in values:
+            if isinstance(child, Module):
+                found += child.parameters()
+        return found
 
     def state_dict(self):
         """Dotted name -> array of every parameter and buffer, in PyTorch's order; the arrays themselves, not copies."""

@@ -8,6 +8,7 @@ walks the steps in order, backward in reverse: that is the chain rule.
 
 from scratchnet import device, kernels
 from scratchnet.cache import located
+from scratchnet.fused.dense import DenseStep
 from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.front import FrontStep
 from scratchnet.fused.inference import FoldedStep
@@ -21,6 +22,7 @@ FUSIONS: tuple = (
     (6, FrontStep),
     (3, PointwiseStep),
     (3, DepthwiseStep),
+    (3, DenseStep),
     (3, ProjectStep),
     (2, ProjectStep),
     (3, FoldedStep),

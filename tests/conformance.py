@@ -117,6 +117,7 @@ POOL = only(sn.AvgPool2d, 2, 1, 1)
 RUN = (norm(4), sn.ReLU6, conv(4, 4, (3, 2), **ODD, groups=4, bias=False), norm(4), sn.ReLU, POOL)
 EXPAND, DEPTHWISE, PROJECT = conv(3, 6, 1, bias=False), conv(6, 6, 3, padding=1, groups=6, bias=False), conv(6, 3, 1)
 BLOCK = (EXPAND, norm(6), sn.ReLU6, DEPTHWISE, norm(6), sn.ReLU6, PROJECT)
+STEM = (conv(4, 6, (3, 2), **ODD, bias=False), norm(6), sn.ReLU6)
 X = (2, 4, 5, 3)
 
 ROWS = [
@@ -164,6 +165,8 @@ ROWS = [
     Row("channelwise run", chain(*RUN), X),
     Row("channelwise run in slabs", chain(*RUN), X, cut=True),
     Row("residual in slabs", chain(*RUN[:2], container=sn.Residual), X, cut=True),
+    Row("stem", chain(*STEM), X),
+    Row("stem in parts", chain(*STEM), X, cut=True),
     Row("block with shortcut", block(2, 2, 2, 1), (2, 2, 4, 3)),
     Row("block, stride", block(2, 3, 2, 2), (2, 2, 6, 3)),
     Row("block in slabs", block(2, 2, 2, 1), (2, 2, 4, 3), cut=True),

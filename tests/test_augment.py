@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import is_channel_major
+from test_compiled import needs_numba
 
-from scratchnet.training.augment import normalise, random_crop_flip, resize, resize_matrix
+from scratchnet import kernels
+from scratchnet.device import Kind
+from scratchnet.training.augment import (
+    affine,
+    draw_crop_flip,
+    normalise,
+    random_crop_flip,
+    resize,
+    resize_matrix,
+    take_batch,
+)
 
 
 @given(st.integers(0, 4), st.integers(1, 3), st.integers(2, 6), st.integers(2, 6), st.data())
@@ -59,6 +70,25 @@ def test_normalise_needs_no_memory_beyond_its_result():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < out.nbytes + 500_000
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(2, 7), st.integers(2, 7), st.data())
+def test_one_compiled_pass_has_the_bits_of_the_two(dtype, n, c, h, w, data):
+    padding, rng = data.draw(st.integers(0, min(h, w) - 1)), np.random.default_rng(data.draw(st.integers(0, 99)))
+    images = rng.integers(0, 256, (5, c, h, w), np.uint8)
+    images = images if dtype == np.uint8 else (images / 255).astype(dtype)
+    mean, std, chosen = rng.uniform(0.1, 0.9, c), rng.uniform(0.1, 0.4, c), rng.integers(0, 5, n)
+    draws = np.zeros((4, n), np.int32)
+    draws[0], seed = chosen, data.draw(st.integers(0, 99))
+    draws[1], draws[2:] = draw_crop_flip((n, c, h, w), np.random.default_rng(seed), padding, None)
+    kernel = kernels.choose(kernels.Pair(take_batch), Kind("cpu", np.dtype(dtype).name))
+    assert kernel.version == "compiled"
+    got = kernel.forward(images, draws, *affine(mean, std, dtype))
+    want = normalise(random_crop_flip(images[chosen], np.random.default_rng(seed), padding), mean, std)
+    assert got.dtype == np.float32 and is_channel_major(got)
+    assert got.tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 8, 21])

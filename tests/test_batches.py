@@ -4,10 +4,12 @@ import threading
 
 import numpy as np
 import pytest
+from conformance import CPU_KERNELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import is_channel_major
 
+import scratchnet as sn
 from scratchnet.array import to_device
 from scratchnet.data.cifar10 import Dataset
 from scratchnet.training import batches
@@ -47,6 +49,20 @@ def test_split_depends_on_the_seed_alone_and_spreads_over_the_set():
 def test_split_refuses_a_fraction_that_leaves_nothing_to_train_on(fraction):
     with pytest.raises(ValueError, match=f"at least 0 and less than 1, got {fraction}"):
         split(dataset(5), fraction, 0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", ">f4", "float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"augment": True, "padding": 2}, {"augment": True, "alternate": True}])
+def test_every_kernel_makes_the_same_bits(dtype, options):
+    whole = dataset(20)
+    images = whole.images if dtype == "uint8" else (whole.images / 255).astype(dtype)
+    for stored in (images, np.asfortranarray(images)):
+        epochs = []
+        for which in (False, *CPU_KERNELS):
+            with sn.use_kernels(which):
+                epochs.append(list(Batches(whole._replace(images=stored), 6, seed=3, **options).epoch(1)))
+        assert all(same(epoch, epochs[0]) and len(epoch) == 4 for epoch in epochs)
+        assert all(x.dtype == np.float32 and is_channel_major(x) for epoch in epochs for x, _ in epoch)
 
 
 @settings(deadline=None)

@@ -13,6 +13,7 @@ import scratchnet as sn
 from scratchnet import kernels
 from scratchnet.array import as_images
 from scratchnet.device import Kind
+from scratchnet.fused.dense import DenseStep
 from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.front import FrontStep
 from scratchnet.fused.inference import depthwise_relu6
@@ -20,11 +21,10 @@ from scratchnet.fused.pointwise import PointwiseStep
 from scratchnet.fused.project import ProjectStep
 from scratchnet.kernels import compiled
 from scratchnet.layers.activation import RELU6
-from scratchnet.layers.conv import DEPTHWISE, POINTWISE
+from scratchnet.layers.conv import DEPTHWISE, GROUPED, POINTWISE
 from scratchnet.layers.norm import BATCH_NORM, FROZEN_BATCH_NORM
 from scratchnet.layers.pool import GLOBAL_AVG_POOL2D
 from scratchnet.parallel import cuts
-from scratchnet.training.optim import adam_update, sgd_update
 
 ROOT = Path(__file__).parents[1]
 needs_numba = pytest.mark.skipif(not compiled.PRESENT, reason="Numba is not installed")
@@ -55,8 +55,11 @@ class Call:
         geometry, weight = window(stride)[1:], rng.standard_normal((C, 1, 3, 3))
         wide = rng.standard_normal((E, C, 1, 1))
         norms = [(rng.uniform(1.5, 3, E), rng.uniform(0.5, 5.5, E), 1e-5) for _ in range(2)]
+        stem, odd = rng.standard_normal((C, C, 3, 2)), ((1, stride), (2, 1), (2, 1))
         if name.startswith("depthwise") or name == "front":
             self.facts = {"window": window(stride)}
+        if name in DENSE:
+            self.facts = {"groups": 1, "terms": stem[0].size}
         self.plain, self.args = {
             "depthwise": (DEPTHWISE, (x, weight, *geometry)),
             "depthwise_norm_relu6": (DepthwiseStep.plain, (x, weight, gamma, beta, 1e-5, *geometry)),
@@ -69,18 +72,20 @@ class Call:
                 (as_images(x), wide[:C], gamma, beta, 1e-5, as_images(x[::-1])),
             ),
             "front": (FrontStep.plain, (x, wide, *norms[0], rng.standard_normal((E, 1, 3, 3)), *norms[1], *geometry)),
+            "grouped": (GROUPED, (x, stem, *odd, 1)),
+            "dense_norm_relu6": (DenseStep.plain, (x, stem, gamma, beta, 1e-5, *odd)),
             "batch_norm": (BATCH_NORM, (as_images(x), gamma, beta, 1e-5)),
             "frozen_batch_norm": (FROZEN_BATCH_NORM, (as_images(x), gamma, beta, mean, gamma, 1e-5)),
             "relu6": (RELU6, (as_images(3 * x),)),
             "global_avg_pool2d": (GLOBAL_AVG_POOL2D, (as_images(x),)),
         }[name]
 
-    def results(self, which, dtype, spoil=None):
+    def results(self, which, dtype, spoil=None, copy=True):
         """Everything that forward and backward return; `spoil` writes into a copy of dy."""
         with sn.use_kernels(which):
             pair = kernels.choose(self.plain, Kind("cpu", np.dtype(dtype).name), **self.facts)
         assert pair.version == (which or "plain")
-        args = [arg.astype(dtype) if isinstance(arg, np.ndarray) else arg for arg in self.args]
+        args = [arg.astype(dtype, copy=copy) if isinstance(arg, np.ndarray) else arg for arg in self.args]
         out = pair.forward(*args)
         out, rest = ([out], args) if isinstance(out, np.ndarray) else (list(out[:-1]), out[-1:])
         if pair.backward:
@@ -94,8 +99,10 @@ class Call:
 
 
 PAIRS = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "batch_norm", "frozen_batch_norm", "relu6",
-         "global_avg_pool2d", "pointwise", "conv_norm_relu6", "project", "project with shortcut", "front")  # fmt: skip
-STRIDED = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "pointwise", "front")
+         "global_avg_pool2d", "pointwise", "conv_norm_relu6", "project", "project with shortcut", "front", "grouped",
+         "dense_norm_relu6")  # fmt: skip
+DENSE = PAIRS[-2:]
+STRIDED = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "pointwise", "front", *DENSE)
 CALLS = [(name, stride) for name in PAIRS for stride in ((1, 2) if name in STRIDED else (1,))]
 each_pair = pytest.mark.parametrize(("name", "stride"), CALLS, ids=[f"{name}-{stride}" for name, stride in CALLS])
 
@@ -108,7 +115,7 @@ def worst(got, want):
 
 def test_every_compiled_pair_is_tested_here():
     made = {row for row, versions in kernels.TABLE.items() if any(v.version == "compiled" for v in versions)}
-    tested = {*PAIRS, "sgd_update", "adam_update"} - {"project with shortcut"}
+    tested = {*PAIRS, "sgd_updates", "adam_updates", "take_batch"} - {"project with shortcut"}
     assert made == (tested if compiled.PRESENT else set())
 
 
@@ -132,27 +139,124 @@ def test_it_is_the_plain_function(name, stride, shape, dtype, monkeypatch):
 
 
 @needs_numba
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_the_updates_are_the_plain_functions(dtype, nesterov, decay):
-    rng = np.random.default_rng(0)
-    for order in "CF":  # the second cannot be laid flat without a copy
-        start = [np.array(rng.uniform(0.5, 1, (6, 7)), order=order) for _ in range(4)]
-        for plain, count, options in (
-            (sgd_update, 2, (None, 0.1, 0.0, False, decay)),
-            (sgd_update, 3, (0.1, 0.9, nesterov, decay)),
-            (adam_update, 4, (3, 0.1, (0.9, 0.99), 1e-3, decay)),
+@each_pair
+def test_what_is_read_only_may_be_read(name, stride):
+    call = Call(name, (C, 5, 4, 1), stride)
+    want = call.results("compiled", np.float64)
+    call.args = [np.broadcast_to(arg, arg.shape) if isinstance(arg, np.ndarray) else arg for arg in call.args]
+    got = call.results("compiled", np.float64, spoil=lambda dy: dy.setflags(write=False), copy=False)
+    for ours, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+@needs_numba
+def test_where_loops_cannot_multiply_numpy_does(monkeypatch):
+    """With another BLAS than they know."""
+    monkeypatch.setattr(compiled, "multiplies", lambda: False)
+    kernels._first.cache_clear()
+    try:
+        for name, version in (
+            ("grouped", "numpy"),
+            ("pointwise", "numpy"),
+            ("front", "plain"),
+            ("batch_norm", "compiled"),
         ):
-            results = []
-            for which in ("compiled", False):
-                with sn.use_kernels(which):
-                    version = kernels.choose(kernels.Pair(plain), Kind("cpu", np.dtype(dtype).name))
-                arrays = [array.astype(dtype if which else np.float64) for array in start[:count]]
-                version.forward(*arrays, *options)
-                results.append(arrays)
-            assert not np.array_equal(results[0][0], start[0])
-            assert max(worst(*results)) <= (1e-14 if dtype == np.float64 else 4 * EPS32)
+            call = Call(name, (C, 7, 9, 4))
+            assert kernels.choose(call.plain, Kind("cpu", "float32"), **call.facts).version == version
+    finally:
+        kernels._first.cache_clear()
+
+
+@needs_numba
+@pytest.mark.parametrize("name", DENSE)
+def test_parts_of_many_pixels_give_the_same_for_any_number_of_threads(name):
+    call = Call(name, (C, 40, 34, 20))
+    want, results = call.results(False, np.float64), []
+    for threads in (1, 2, 3):
+        sn.set_num_threads(threads)
+        results.append(call.results("compiled", np.float32))
+    assert max(worst(results[0], want)) <= 64 * EPS32
+    for others in zip(*results, strict=True):
+        assert len({array.tobytes() for array in others}) == 1
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("ins", "options", "function", "version"),
+    [
+        (3, {}, "dense_norm_relu6", "compiled"),
+        (3, {"kernel_size": 1, "padding": 0, "stride": 2}, "dense_norm_relu6", "compiled"),
+        (8, {}, "relu6", "compiled"),  # 72 numbers in a sum
+        (3, {"bias": True}, "relu6", "compiled"),
+        (3, {"groups": 3}, "depthwise_norm_relu6", "compiled"),
+    ],
+)
+def test_a_step_takes_a_stem(ins, options, function, version):
+    net = sn.Sequential(
+        sn.Conv2d(
+            ins, 6 if "groups" not in options else 3, **({"kernel_size": 3, "padding": 1, "bias": False} | options)
+        ),
+        sn.BatchNorm2d(6 if "groups" not in options else 3),
+        sn.ReLU6(),
+    )
+    assert str(sn.plan(net)).split()[-2:] == [function, version]
+    with sn.use_kernels("numpy"):
+        assert "dense_norm_relu6" not in str(sn.plan(net))
+    assert "dense_norm_relu6" not in str(sn.plan(net.eval()))
+
+
+RULES = [
+    (sn.SGD, {}),
+    (sn.SGD, {"momentum": 0.9}),
+    (sn.SGD, {"momentum": 0.9, "nesterov": True}),
+    (sn.Adam, {}),
+    (sn.AdamW, {}),
+]
+
+
+def some_parameters(dtype):
+    """Of many sizes, with and without weight decay; the last two are not in one piece, and of another dtype."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.uniform(0.5, 1, shape).astype(dtype) for shape in ((7, 5), (3,), (40, 2, 9), (), (0,), (6, 4))]
+    arrays[-1] = np.asfortranarray(arrays[-1])
+    made = [sn.Parameter(array, decay=array.ndim > 1) for array in [*arrays, np.ones(3, np.float64)]]
+    for parameter in made:
+        parameter.grad += rng.standard_normal(parameter.data.shape)
+    return made
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("kind", "options"), RULES, ids=lambda case: getattr(case, "__name__", None))
+def test_all_updates_in_one_call_are_those_of_every_parameter(kind, options, dtype, monkeypatch):
+    from scratchnet.kernels.compiled import optimizer as loops
+
+    results = []
+    for which, piece, threads in ((False, 1, 1), ("compiled", loops.PIECE, 1), ("compiled", 7, 1), ("compiled", 7, 2)):
+        sn.set_num_threads(threads)
+        monkeypatch.setattr(loops, "PIECE", piece)
+        monkeypatch.setattr(cuts, "PARALLEL_WORK", 0)
+        parameters = some_parameters(dtype)
+        places = [parameter.data for parameter in parameters]
+        optimizer = kind(parameters, lr=0.1, weight_decay=0.1, **options)
+        with sn.use_kernels(which):
+            for k in range(3):
+                optimizer.step()
+                parameters[k].grad = parameters[k].grad * 2  # another array: the next step has to look there
+        assert all(p.data is place for p, place in zip(parameters, places, strict=True))
+        results.append([p.data for p in parameters] + [a for a in optimizer.state_dict().values() if a.ndim])
+    want, first, *others = [[array for array in arrays if array.size] for arrays in results]
+    assert max(worst(first, want)) <= (1e-14 if dtype == np.float64 else 8 * EPS32)
+    for other in others:
+        assert [array.tobytes() for array in other] == [array.tobytes() for array in first]
+
+
+@needs_numba
+def test_a_parameter_that_may_not_be_written_is_not():
+    parameter = sn.Parameter(np.ones(3, np.float32))
+    parameter.data.setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        sn.SGD([sn.Parameter(np.ones(3, np.float32)), parameter], lr=0.1).step()
 
 
 @needs_numba
@@ -174,8 +278,8 @@ def test_what_is_no_number_is_seen_where_the_plain_function_shows_it(name, strid
             for ours, plain in zip(got, want, strict=True):
                 seen, due = ~np.isfinite(ours), ~np.isfinite(plain)
                 assert (seen | ~due).all()
-                if (
-                    not name.startswith("depthwise") and name != "front"
+                if not name.startswith(
+                    ("depthwise", "dense", "front")
                 ):  # whose zeros between the rows of h make NaN of it for other taps
                     np.testing.assert_array_equal(seen, due)
                     np.testing.assert_allclose(ours[~due], plain[~due], rtol=1e-3, atol=1e-4)
@@ -243,7 +347,7 @@ def test_a_window_that_is_not_compiled_is_numpys(options, version):
 def test_the_loops_are_python_too():
     """With Numba's own switch they run as what they are: no compiler between the text and the values."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "plain_function and (7 or updates) and not 6"]
+    command += ["-k", "plain_function and 7 and not 6 or one_call"]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True
     )

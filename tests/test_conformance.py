@@ -18,8 +18,10 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet import fused, kernels, layers
 from scratchnet.array import as_maps
+from scratchnet.data.cifar10 import Dataset
 from scratchnet.parallel import cuts
 from scratchnet.parallel.threads import Pool
+from scratchnet.training.batches import Batches
 from scratchnet.training.optim import SGD
 
 EPS64 = float(np.finfo(np.float64).eps)
@@ -377,6 +379,8 @@ def test_every_kernel_for_the_cpu_is_run_by_a_row(kernels_that_ran):
             module.eval()(x)
         for kind in (sn.SGD, sn.Adam):
             kind([sn.Parameter(np.ones(3, np.float32))], lr=0.1).step()
+        pictures = Dataset(np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.int64), ("any",), "none")
+        assert len(list(Batches(pictures, 2, seed=0).epoch(0))) == 1
     on_cpu = {version.pair for versions in kernels.TABLE.values() for version in versions if version.device == "cpu"}
     assert on_cpu and not on_cpu - kernels_that_ran
 

@@ -1,13 +1,16 @@
-"""The CPU's dense convolution, in strips and shares so small that every geometry is cut."""
+"""The CPU's dense convolutions, in strips and shares so small that every geometry is cut."""
 
 import numpy as np
 import pytest
+from conformance import CPU_KERNELS
 from hypothesis import given
 from strategies import geometries, rngs
 
+import scratchnet as sn
 from scratchnet import kernels, reference
 from scratchnet.array import as_images, as_maps
 from scratchnet.device import kind_of
+from scratchnet.kernels import compiled
 from scratchnet.kernels.cpu import dense
 from scratchnet.layers.conv import GROUPED
 from scratchnet.parallel import cuts
@@ -18,27 +21,36 @@ dense_geometries = geometries(groups=1)
 @pytest.fixture(autouse=True, params=[1, 1 << 12], ids=["a row a strip", "some rows a strip"])
 def small_strips(request, monkeypatch):
     monkeypatch.setattr(dense, "PANEL_BYTES", request.param)
+    if compiled.PRESENT:
+        monkeypatch.setattr("scratchnet.kernels.compiled.dense.STRIP", request.param)
     monkeypatch.setattr(cuts, "PARALLEL_WORK", 0)
 
 
-@given(rngs(), dense_geometries)
-def test_forward_is_the_reference(rng, g):
+def chosen(which, x, weight):
+    with sn.use_kernels(which):
+        pair = kernels.choose(GROUPED, kind_of(x), groups=1, terms=weight[0].size)
+    assert pair.version == (which if weight[0].size <= 64 else "numpy")
+    return pair
+
+
+@pytest.mark.parametrize("which", CPU_KERNELS)
+@given(rng=rngs(), g=dense_geometries)
+def test_forward_is_the_reference(which, rng, g):
     x, weight, _ = g.arrays(rng)
     args = as_maps(x), weight, *g.options
-    kernel = kernels.choose(GROUPED, kind_of(x), groups=1).forward
-    assert kernel.__module__ == dense.__name__
+    kernel = chosen(which, x, weight).forward
     want = reference.conv2d_forward(x, weight, None, *g.options)
     np.testing.assert_allclose(as_images(kernel(*args)), want, rtol=1e-12, atol=1e-12)
 
 
-@given(rngs(), dense_geometries)
-def test_backward_is_the_reference_and_leaves_what_it_reads(rng, g):
+@pytest.mark.parametrize("which", CPU_KERNELS)
+@given(rng=rngs(), g=dense_geometries)
+def test_backward_is_the_reference_and_leaves_what_it_reads(which, rng, g):
     x, weight, _ = g.arrays(rng)
     dy = g.dy(rng)
     given = as_maps(dy), as_maps(x), weight
     before = [array.copy() for array in given]
-    kernel = kernels.choose(GROUPED, kind_of(x), groups=1).backward
-    assert kernel.__module__ == dense.__name__
+    kernel = chosen(which, x, weight).backward
     dx, dweight = kernel(*given, *g.options)
     want = reference.conv2d_backward(dy, x, weight, *g.options)
     np.testing.assert_allclose(as_images(dx), want[0], rtol=1e-12, atol=1e-12)

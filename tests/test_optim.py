@@ -1,5 +1,6 @@
 """Optimizers: PyTorch's numbers, in place, in the parameter's dtype, and resumable to the last bit."""
 
+import copy
 import math
 import tracemalloc
 
@@ -264,3 +265,17 @@ def test_a_parameter_that_was_converted_afterwards_is_refused_by_name():
     with pytest.raises(ValueError, match="SGD: parameter 'b' changed its device, dtype or shape"):
         optimizer.step()
     assert np.array_equal(a.data, np.ones(2)) and optimizer.steps == 0
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_copy_of_an_optimizer_updates_its_own_parameters(kind):
+    """A kernel may know where the arrays lie: not those of a copy."""
+    parameter = Parameter(np.ones(4))
+    optimizer = kind([parameter], lr=0.5)
+    parameter.grad[...] = 1
+    optimizer.step()
+    kept = parameter.data.copy()
+    twin, other = copy.deepcopy((optimizer, parameter))
+    twin.step()
+    np.testing.assert_array_equal(parameter.data, kept)
+    assert (other.data < kept).all()

@@ -74,7 +74,7 @@ def test_the_plan_prints_what_runs():
 
 def test_a_shortcut_may_end_within_a_step():
     make = {"bias": False, "dtype": np.float32}
-    net = sn.Residual(sn.Conv2d(3, 5, 1, **make), sn.Conv2d(5, 3, 1, **make), sn.BatchNorm2d(3), sn.ReLU6())
+    net = sn.Residual(sn.Conv2d(3, 5, 1, **make), sn.Conv2d(5, 3, 1, **make), sn.BatchNorm2d(3), sn.ReLU())
     ends = sn.Residual(*net[:3])
     if compiled.PRESENT:
         assert [kind for kind, _ in kinds(net)] == [Fork, LayerStep, ProjectStep, LayerStep, Join]

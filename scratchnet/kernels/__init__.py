@@ -68,8 +68,8 @@ def _numpy(module, takes=_any):
     return lambda row: _version(row, module, "numpy", "cpu", REAL, takes)
 
 
-def _loops(name, takes=_any):
-    return lambda row: _version(row, f"{compiled.__name__}.{name}", "compiled", "cpu", REAL, takes)
+def _loops(name, takes=_any, dtypes=REAL):
+    return lambda row: _version(row, f"{compiled.__name__}.{name}", "compiled", "cpu", dtypes, takes)
 
 
 def _products(name, takes=_any):
@@ -90,8 +90,12 @@ def _one_filter(filters, **_):
     return filters == 1
 
 
-def _one_group(groups):
+def _one_group(groups, **_):
     return groups == 1
+
+
+def _few_terms(groups, terms=65):
+    return groups == 1 and terms <= 64
 
 
 def _3x3(window=None, filters=1):
@@ -108,7 +112,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "pointwise":            (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise":            (_loops("depthwise", _3x3), _numpy(cpu.depthwise, _one_filter),
                              _cuda(cuda.depthwise, takes=_one_filter)),
-    "grouped":              (                           _numpy(cpu.dense, _one_group),      _cuda(cuda.dense)),
+    "grouped":              (_products("dense", _few_terms), _numpy(cpu.dense, _one_group), _cuda(cuda.dense)),
     "global_avg_pool2d":    (_loops("activation"),      _numpy(cpu.pool),                   _cuda(cuda.pool)),
     "cross_entropy":        (                                                               _cuda(cuda.loss),),
     # fused/
@@ -116,13 +120,17 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "front":                (_products("front", _3x3),),
     "project":              (_products("pointwise"),),
     "depthwise_norm_relu6": (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
+    "dense_norm_relu6":     (_products("dense", _few_terms),),
     "clipped_product":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "shift_and_clip":       (                                                               _cuda(cuda.activation),),
     # training/
-    "sgd_update":           (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
-    "adam_update":          (_loops("optimizer"),       _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
-    "take_batch":           (                                              _cuda(cuda.augment, dtypes=("uint8",)),),
+    "sgd_update":           (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "adam_update":          (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "sgd_updates":          (_loops("optimizer"),),
+    "adam_updates":         (_loops("optimizer"),),
+    "take_batch":           (_loops("augment", dtypes=("uint8", "float32")),
+                             _cuda(cuda.augment, dtypes=("uint8",))),
     "stored_in_bfloat16":   (                                              _cuda(cuda.rows, dtypes=("float32",)),),
 }  # fmt: skip
 TABLE = {
@@ -176,14 +184,23 @@ def choose(pair: Pair, kind: Kind, **facts) -> Pair:
     Args:
         pair: of a layer's file.
         kind: of the arrays that will come.
-        facts: what else a version may ask for, as the table says: `filters` a channel, `groups`, and the `window`, which
-            is (kernel, stride, padding, dilation), each a pair. Without a window no version for some windows is chosen.
+        facts: what else a version may ask for, as the table says: `filters` a channel, `groups`, `terms` in the sum for
+            a number of the output, and the `window`, which is (kernel, stride, padding, dilation), each a pair. Without a
+            window no version for some windows is chosen.
     """
     if _enabled:
-        for version in TABLE.get(pair.name, ()):
-            if version.device == kind.device and kind.dtype in version.dtypes and version.takes(**facts):
-                if version.version != "compiled" or (_enabled == "compiled" and not compiled.why_not()):
-                    return version.pair
+        loops = _enabled == "compiled" and not compiled.why_not()
+        return _first(pair, kind, loops, tuple(facts.items()))
+    return pair
+
+
+@functools.cache
+def _first(pair, kind, loops, facts):
+    """The first version that takes arrays of a kind: asked for hundreds of times a step, and always the same."""
+    for version in TABLE.get(pair.name, ()):
+        here = version.device == kind.device and kind.dtype in version.dtypes
+        if here and (loops or version.version != "compiled") and version.takes(**dict(facts)):
+            return version.pair
     return pair
 
 

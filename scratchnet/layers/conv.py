@@ -75,7 +75,8 @@ def path_pair(kind, weight, geometry, groups, path):
         window = weight.shape[2:], *geometry
         return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups, window=window), geometry
     products = 1 if path == "dense" else groups
-    return kernels.choose(GROUPED, kind, groups=products), (*geometry, products)
+    terms = weight.size // len(weight) * (groups // products)  # of the block diagonal there are as many zeros more
+    return kernels.choose(GROUPED, kind, groups=products, terms=terms), (*geometry, products)
 
 
 # The paths, each on maps x (C, H, W, N), y (O, OH, OW, N) ---------------------------------------------------------------

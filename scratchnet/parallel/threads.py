@@ -115,8 +115,9 @@ def set_num_threads(n):
 
 def get_num_threads():
     """The number of threads that layers compute on: the cores that this process may use, unless set otherwise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _threads or cores
+    if _threads:
+        return _threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pool():

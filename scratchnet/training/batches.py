@@ -18,6 +18,7 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import to_device
 from scratchnet.data.cifar10 import MEAN, STD, Dataset
+from scratchnet.device import kind_of
 from scratchnet.training.augment import (
     affine,
     draw_crop_flip,
@@ -182,15 +183,24 @@ class Batches:
         return x, to_device(self.dataset.labels[chosen], self.device)
 
     def _on_cpu(self, chosen, rng, flip):
-        images = self.dataset.images[chosen]
+        stored = self.dataset.images
+        taking = kernels.choose(kernels.Pair(take_batch), kind_of(stored))
+        if taking.version != "plain" and stored.dtype.isnative:
+            return taking.forward(stored, self._draws(chosen, rng, flip), *affine(self.mean, self.std, stored.dtype))
+        images = stored[chosen]
         if self.augment:
             images = random_crop_flip(images, rng, self.padding, flip)
         return normalise(images, self.mean, self.std)
 
     def _on_device(self, chosen, rng, flip):
+        draws = to_device(self._draws(chosen, rng, flip), self.device)
+        return kernels.run(take_batch, self._images, draws, *self._affine)
+
+    def _draws(self, chosen, rng, flip):
+        """What `take_batch` needs to know of each picture."""
         draws = np.zeros((4, len(chosen)), np.int32)
         draws[0] = chosen
         if self.augment:
             shape = len(chosen), *self.dataset.images.shape[1:]
             draws[1], draws[2:] = draw_crop_flip(shape, rng, self.padding, flip)
-        return kernels.run(take_batch, self._images, to_device(draws, self.device), *self._affine)
+        return draws

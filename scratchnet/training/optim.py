@@ -28,6 +28,7 @@ Weight decay leaves out every parameter whose `decay` is False: batch norm's and
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -79,6 +80,42 @@ def adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay):
     data -= lr / (1 - beta1**step) * direction  # (ADAM.5)
 
 
+class Group(list):
+    """What an update goes over: ((data, grad, *slots), weight decay) for each parameter, or for many that lie side by side.
+
+    Attributes:
+        known: what a kernel has found out about these arrays, which stay the same ones as long as the group.
+    """
+
+    known: Any = None
+
+    def __reduce__(self):
+        """A copy has other arrays, of which nothing is known."""
+        return Group, (list(self),)
+
+    def is_still(self, group):
+        """Whether the other has the same arrays, in the same order."""
+        return len(self) == len(group) and all(
+            decay == other_decay and all(map(operator.is_, arrays, others))
+            for (arrays, decay), (others, other_decay) in zip(self, group, strict=True)
+        )
+
+
+def sgd_updates(group, lr, momentum, nesterov):
+    """`sgd_update` of every parameter of a `Group`."""
+    for (data, grad, *velocity), weight_decay in group:
+        options = lr, momentum, nesterov, weight_decay
+        kernels.run(sgd_update, data, grad, velocity[0] if velocity else None, *options)
+
+
+def adam_updates(group, step, lr, betas, eps, decoupled):
+    """`adam_update` of every parameter of a `Group`; `decoupled`: weight decay is AdamW's."""
+    for (data, *arrays), weight_decay in group:
+        if decoupled and weight_decay:
+            data *= 1 - lr * weight_decay  # (ADAMW.1)
+        kernels.run(adam_update, data, *arrays, step, lr, betas, eps, 0.0 if decoupled else weight_decay)
+
+
 class Optimizer:
     """What the optimizers share: named parameters, slots shaped like them, the step count, and saving all of it.
 
@@ -100,7 +137,7 @@ class Optimizer:
         ValueError: a hyper-parameter out of its range, no parameters, or one of them twice.
     """
 
-    rule: kernels.Pair
+    _group: Group | None = None
     before_step: Callable[["Optimizer"], None] | None = None
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float, slots: tuple[str, ...]):
@@ -144,10 +181,10 @@ class Optimizer:
         if self.before_step:
             self.before_step(self)
         self.steps += 1
-        first = next(iter(self.params.values())).data
-        update = kernels.choose(self.rule, kind_of(first)).forward
-        for data, grad, slots, decayed in self._parts():
-            self._update(update, data, grad, slots, self.weight_decay if decayed else 0.0)
+        group = Group(self._parts())
+        if self._group is None or not self._group.is_still(group):
+            self._group = group
+        self._update(self._group)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the slots, "slot/parameter name" -> array, and "step" -> int64 array of shape ()."""
@@ -169,17 +206,20 @@ class Optimizer:
         self.steps = int(state["step"])
 
     def _parts(self):
-        """What is updated at a time: (data, grad, slots, whether weight decay applies)."""
+        """What is updated at a time: the entries of a `Group`."""
         if self._flat:
             for part, decay in self._flat.parts:
-                slots = {name: slot[part] for name, slot in self._whole.items()}
-                yield self._flat.data[part], self._flat.grad[part], slots, decay
+                arrays = self._flat.data, self._flat.grad, *self._whole.values()
+                yield tuple(array[part] for array in arrays), decay * self.weight_decay
         else:
             for name, p in self.params.items():
-                yield p.data, p.grad, self._slots[name], p.decay
+                yield (p.data, p.grad, *self._slots[name].values()), p.decay * self.weight_decay
 
-    def _update(self, update, data, grad, slots, weight_decay) -> None:
+    def _update(self, group) -> None:
         raise NotImplementedError
+
+    def _run(self, rule, group, *options) -> None:
+        kernels.choose(kernels.Pair(rule), kind_of(group[0][0][0])).forward(group, *options)
 
     def _named_slots(self) -> Iterator[tuple[str, Any]]:
         for name, slots in self._slots.items():
@@ -195,8 +235,6 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent (SGD.1)-(SGD.4); equals torch.optim.SGD without dampening. Slot: momentum."""
 
-    rule = kernels.Pair(sgd_update)
-
     def __init__(self, params, lr: float, momentum=0.0, nesterov=False, weight_decay=0.0):
         self.momentum = self._within("momentum", momentum, 1)
         if nesterov and not momentum:
@@ -204,16 +242,14 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         super().__init__(params, lr, weight_decay, ("momentum",) if self.momentum else ())
 
-    def _update(self, update, data, grad, slots, weight_decay):
-        velocity = slots.get("momentum")
-        options = self.lr, self.momentum, self.nesterov, weight_decay
-        update(data, grad, velocity, *options)
+    def _update(self, group):
+        self._run(sgd_updates, group, self.lr, self.momentum, self.nesterov)
 
 
 class Adam(Optimizer):
     """Adam (ADAM.1)-(ADAM.5); equals torch.optim.Adam. Slots: mean, square."""
 
-    rule = kernels.Pair(adam_update)
+    decoupled = False  # whether weight decay goes past the gradient
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         if len(betas) != 2:
@@ -222,21 +258,17 @@ class Adam(Optimizer):
         self.eps = self._within("eps", eps, math.inf)
         super().__init__(params, lr, weight_decay, ("mean", "square"))
 
-    def _update(self, update, data, grad, slots, weight_decay):
-        mean, square = slots["mean"], slots["square"]
-        options = self.steps, self.lr, self.betas, self.eps, weight_decay
-        update(data, grad, mean, square, *options)
+    def _update(self, group):
+        self._run(adam_updates, group, self.steps, self.lr, self.betas, self.eps, self.decoupled)
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay (ADAMW.1); equals torch.optim.AdamW. Slots: mean, square."""
 
+    decoupled = True
+
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
         super().__init__(params, lr, betas, eps, weight_decay)
-
-    def _update(self, update, data, grad, slots, weight_decay):
-        data *= 1 - self.lr * weight_decay  # (ADAMW.1)
-        super()._update(update, data, grad, slots, 0.0)
 
 
 def _named(params: Iterable[Any], owner: str) -> dict[str, Any]:

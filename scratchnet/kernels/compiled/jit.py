@@ -11,6 +11,7 @@ takes the number of its next part from a counter in memory (`take`) until there 
 nothing: parts are cut by shape alone, and write to places of their own.
 """
 
+import ctypes
 import hashlib
 import sys
 import threading
@@ -33,13 +34,15 @@ BLOCK = 1 << 12  # numbers that are added in the array's own dtype
 PYTHON = bool(vars(numba.config)["DISABLE_JIT"])  # Numba's own switch: the loops run as the Python that they are
 
 
-def jit(function):
+def jit(function, fastmath=frozenset(("contract", "reassoc"))):
     """The function, to be compiled for the dtype that it is first called with, without Python's lock.
+
+    `fastmath` is what the compiler may do to sums: LLVM's words for one rounding less, and for another order.
 
     What is compiled is kept on disk, in a folder for these very sources: where Numba's NUMBA_CACHE_DIR says, else beside
     them; where neither can be written only in this process.
     """
-    options = {"nogil": True, "fastmath": {"contract", "reassoc"}, "error_model": "numpy"}
+    options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
     compiler: Any = numba.njit
     settings: Any = numba.config
     before = settings.CACHE_DIR
@@ -50,6 +53,11 @@ def jit(function):
         return compiler(**options)(function)
     finally:
         settings.CACHE_DIR = before
+
+
+def exact(function):
+    """The same, every operation rounded by itself: the bits are NumPy's."""
+    return jit(function, ())
 
 
 def _digest():
@@ -65,8 +73,8 @@ class _Announcement(event.Listener):
     """Says at a terminal, once, what takes so long the first time."""
 
     def on_start(self, begun):  # noqa: D102
-        function = begun.data["dispatcher"].py_func
-        if self.due and function.__module__.startswith(__package__) and sys.stderr and sys.stderr.isatty():
+        module = begun.data["dispatcher"].py_func.__module__ or ""
+        if self.due and module.startswith(__package__) and sys.stderr and sys.stderr.isatty():
             self.due = False
             print("scratchnet: compiling loops for this CPU, this first time only", file=sys.stderr, flush=True)
 
@@ -91,13 +99,18 @@ if PYTHON:
             counter[0] += 1
             return counter[0] - 1
 
+    def numbers_at(address, size, like):
+        """Memory as an array."""
+        memory: Any = (ctypes.c_char * int(size * like.itemsize)).from_address(int(address))
+        return np.frombuffer(memory, like.dtype)
+
 else:
 
     @intrinsic
     def bare(typing_context, array):
         """The same memory as an array that owns nothing: a slice of it counts no references, which costs on short rows.
 
-        Whoever calls the kernel holds the owner for as long.
+        Whoever calls the kernel holds the owner for as long. To the compiler one that is read-only becomes like any other.
         """
 
         def code(context, builder, signature, arguments):
@@ -106,7 +119,7 @@ else:
             parts = {"data": owner.data, "shape": owner.shape, "strides": owner.strides, "itemsize": owner.itemsize}
             return populate_array(view, **parts, meminfo=None)._getvalue()
 
-        return array(array), code
+        return array.copy(readonly=False)(array), code
 
     @intrinsic
     def take(typing_context, counter):
@@ -117,6 +130,22 @@ else:
             return builder.atomic_rmw("add", shown, ir.Constant(ir.IntType(64), 1), "monotonic")
 
         return types.int64(counter), code
+
+    @intrinsic
+    def numbers_at(typing_context, address, size, like):
+        """So many numbers at an address as an array that owns nothing, of the dtype of the array `like`."""
+        made = types.Array(like.dtype, 1, "C")
+
+        def code(context, builder, signature, arguments):
+            where, count, _ = arguments
+            view = make_array(made)(context, builder)
+            step = context.get_constant(types.intp, context.get_abi_sizeof(context.get_value_type(like.dtype)))
+            data = builder.inttoptr(where, view.data.type)
+            return populate_array(
+                view, data=data, shape=[count], strides=[step], itemsize=step, meminfo=None
+            )._getvalue()
+
+        return made(types.int64, types.int64, like), code
 
 
 @jit
