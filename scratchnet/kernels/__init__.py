@@ -86,7 +86,7 @@ def _cuda(module, dtypes=STORED, takes=_any):
     return lambda row: _version(row, module, "cuda", "cuda", dtypes, takes)
 
 
-def _one_filter(filters, **_):
+def _one_filter(filters=1, **_):
     return filters == 1
 
 
