@@ -4,8 +4,6 @@
 
 The steps and their shapes come from the network's plan; how often each of a step's arrays is read and written stands in
 TABLE below, for every function and version, from reading its source. A function that is not there ends the program.
-Below the plan's own stands what it would be with two more kinds of steps: a front (expansion and depthwise as one) and a
-project (1×1 convolution, batch norm, shortcut).
 
 A cell says reads+writes of whole arrays, of three kinds: *expansion*, what a 1×1 convolution widens to, or a depthwise one
 reads; *depthwise*, what a depthwise convolution writes; *narrow*, all others. Reads of a piece (a channel, a slab, a panel)
@@ -26,12 +24,11 @@ from profile_step import batch_for
 
 import scratchnet as sn
 from scratchnet.kernels.cpu.products import PANEL_BYTES
-from scratchnet.parallel.cuts import SLAB_BYTES
+from scratchnet.parallel.cuts import SLAB_BYTES, few_rows
 from scratchnet.plan import Fork, Join, plan
 from scratchnet.trace import trace_step
 
 CASES = {"cifar-1.0": 1.0, "cifar-0.5": 0.5}  # widths
-JOINED = "compiled, front and project"
 ITEM = 4  # bytes of a number
 PARAMETER_PASSES = 6 + 4  # weight read forward and backward, grad += (r w), SGD (3 r, 2 w), zero_grad (w)
 
@@ -53,7 +50,7 @@ class Kernel(NamedTuple):
     kinds: tuple[str, str]  # of what goes in and of what comes out
     forward: dict[str, Passes]
     backward: dict[str, Passes]
-    piece: str = ""  # "channel", "slab" or "panel", over which it passes again
+    piece: str = ""  # "channel", "rows", "slab" or "panel", over which it passes again
     stays: str = ""  # the arrays of which a piece has to stay in a cache
 
 
@@ -82,20 +79,28 @@ TABLE: dict[tuple[str, str], Kernel] = {
     ),
     ("depthwise_norm_relu6", "compiled"): Kernel(
         (E, D),
-        # z: written with its sum, then `sums` and `scale_and_clip` of the same channel
-        {"x": r1, "z": Passes(0, 1, 2), "y": w1},
+        # z: written with its moments, then `scale_and_clip` of the same channel
+        {"x": r1, "z": Passes(0, 1, 1), "y": w1},
         # "Two passes over dy and z, one over x and dx": `masked_sums`, then `make_h` of the same channel
         {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "x": r1, "dx": w1},
         "channel", "dy z",
     ),
-    # Expansion and depthwise convolution as one: the expanded array is computed a few rows at a time, and again -----------
+    ("conv_norm_relu6", "compiled"): Kernel(
+        (N, E),
+        # x: mean, then centred; xc: by the product; z: written by it, then `moments` and `scale_and_clip` of these rows
+        {"x": Passes(1, 0, 1), "xc": Passes(1, 1), "z": Passes(0, 1, 2), "y": w1},
+        # dy, z: two sums, then dz; dz: by dW's product at once, later by dx's
+        {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "dz": Passes(1, 1, 1), "xc": r1, "dx": w1},
+        "rows", "dy z dz",
+    ),
+    # Expansion and depthwise convolution as one (kernels/compiled/front.py): of the expansion a slab, in the cache --------
     ("front", "compiled"): Kernel(
         (N, D),
-        # x: for the statistics, and for the rows; z: written with its sum, then deviations, then y
-        {"x": Passes(2), "z": Passes(0, 1, 2), "y": w1},
-        # dy, z: sums, then h of the same channel; de: the expansion's gradient, written, then read by the products with x
-        {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "de": Passes(1, 1), "x": r1, "dx": w1},
-        "channel", "dy z",
+        # x: mean, then centred; xc: by the product; z: written with its moments, then `scale_and_clip`
+        {"x": Passes(1, 0, 1), "xc": Passes(1, 1), "z": Passes(0, 1, 1), "y": w1},
+        # dy, z: sums, then h of the same channel; de: g, then dz1 in its place, dW's product at once, later dx's
+        {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "de": Passes(1, 1, 3), "xc": Passes(1, 0, 1), "dx": w1},
+        "rows", "e de",
     ),
     # 1×1 convolution by itself (kernels/cpu/pointwise.py), and with batch norm and shortcut ------------------------------
     ("pointwise", "numpy"): Kernel(
@@ -103,10 +108,14 @@ TABLE: dict[tuple[str, str], Kernel] = {
         {"x": r1, "y": w1},
         {"dy": Passes(2), "x": r1, "dx": w1},  # dy: one product for dW, one for dX
     ),
+    ("pointwise", "compiled"): Kernel((D, N), {"x": Passes(1, 0, 1), "y": w1}, {"dy": Passes(2), "x": r1, "dx": w1}),
     ("project", "compiled"): Kernel(
         (D, N),
-        {"x": r1, "z": Passes(2, 1), "y": w1, "s": r1},  # z: written, read for its deviations, read for y
-        {"dy": Passes(2), "z": Passes(2), "dz": Passes(1, 1), "x": r1, "dx": w1},  # sums, dz, then both products
+        # x: a panel copied, then multiplied; z: `moments`, then y of the same channel
+        {"x": Passes(1, 0, 1), "z": Passes(1, 1, 1), "y": w1, "s": r1},
+        # dy, z: two sums, then dz; dz, x: by both products together
+        {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "dz": Passes(1, 1, 1), "x": Passes(1, 0, 1), "dx": w1},
+        "channel", "dy z",
     ),
     # Batch norm by itself (kernels/cpu/norm.py, kernels/compiled/norm.py) -------------------------------------------
     ("batch_norm", "numpy"): Kernel(
@@ -117,7 +126,7 @@ TABLE: dict[tuple[str, str], Kernel] = {
     ),
     ("batch_norm", "compiled"): Kernel(
         (N, N),
-        {"x": Passes(1, 0, 2), "y": w1},  # "forward three passes"
+        {"x": Passes(1, 0, 1), "y": w1},  # `moments`, then `scale`
         {"x": Passes(1, 0, 1), "dy": Passes(1, 0, 1), "dx": w1},  # "backward two": `products`, then `combine`
         "channel", "x dy",
     ),
@@ -135,6 +144,13 @@ TABLE: dict[tuple[str, str], Kernel] = {
         {"x": Passes(1, 0, 8), "y": w1},
         {"x": Passes(1, 0, 8), "dy": Passes(1, 0, 1), "dx": Passes(2, 3, 9)},
         "panel", "x dx",
+    ),
+    # The stem, compiled (kernels/compiled/dense.py): the same by strips; dx in parts, gathered ---------------------------
+    ("dense_norm_relu6", "compiled"): Kernel(
+        (N, N),
+        {"x": Passes(1, 0, 8), "z": Passes(1, 1, 1), "y": w1},
+        {"dy": Passes(2), "z": Passes(2), "x": Passes(1, 0, 8), "dx": Passes(1, 2, 9)},
+        "channel", "z",
     ),
     # The end of the network -----------------------------------------------------------------------------------------
     ("global_avg_pool2d", "numpy"): Kernel((E, N), {"x": r1, "y": w1}, {"dy": r1, "dx": w1}),
@@ -184,23 +200,6 @@ def steps_of(width, kernels):
     return steps, sum(parameter.data.size for parameter in model.parameters())
 
 
-def join(steps):
-    """The same with fronts and projects."""
-    joined: list[Step] = []
-    for step in steps:
-        last = joined[-1] if joined else step
-        names = last.function, step.function
-        if names == ("conv_norm_relu6", "depthwise_norm_relu6"):
-            joined[-1] = Step("front", "compiled", last.inside, last.outside, step.outside)
-        elif names == ("pointwise", "batch_norm"):
-            joined[-1] = Step("project", "compiled", last.inside, (), step.outside)
-        elif names == ("project", "add"):
-            joined[-1] = last._replace(shortcut=True)
-        else:
-            joined.append(step)
-    return joined
-
-
 # Counting -------------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +210,9 @@ def piece_bytes(step, batch):
     columns = math.prod(step.outside[1:]) * batch
     if kernel.piece == "channel":
         return sum(math.prod(shape[1:]) for shape in shapes) * batch * ITEM
+    if kernel.piece == "rows":  # `cuts.few_rows`: of the expansion
+        row = math.prod(step.middle[1:]) * batch * ITEM
+        return len(shapes) * few_rows(step.middle[0], row) * row
     if kernel.piece == "slab":  # `cuts.slabs`: of x, in an even number
         count = max(2, -(-math.prod(step.inside) * batch * ITEM // SLAB_BYTES))
         channels = -(-step.inside[0] // (count + count % 2))
@@ -303,11 +305,8 @@ def main():
     cache = None if args.cache is None else args.cache * 2**20
     found, rows = {}, []
     for case in args.case:
-        for which in (*reversed(KERNELS), JOINED):
-            steps, parameters = steps_of(CASES[case], KERNELS[0] if which == JOINED else which)
-            if which == JOINED and (joined := join(steps)) == steps:
-                continue  # the plan joins them itself
-            steps = joined if which == JOINED else steps
+        for which in reversed(KERNELS):
+            steps, parameters = steps_of(CASES[case], which)
             print(f"\n{case}, batch {args.batch}, {which}")
             lines = table(steps, parameters, args.batch, cache)
             found[case, which] = show(lines)
