@@ -45,6 +45,7 @@ class FusedStep(OneShotCache):
 
     def __init__(self, names, layers):
         self.names, self.layers, self.stages = names, layers, stages_of(layers)
+        self._checked, self._shapes = None, []
 
     @property
     def name(self):
@@ -62,10 +63,11 @@ class FusedStep(OneShotCache):
             layer.drop_cache()
         with located(self.names[0]):
             self.stages[0][0].check(x)
-        shapes = self._shapes(x)
+        if x.shape != self._checked:
+            self._shapes, self._checked = self._checked_shapes(x.shape), x.shape
         pair = self.pair(kind_of(x))
         y, *moments, cache = self.compute(pair.forward, x)
-        for (_, norm), shape, mean, var in zip(self.stages, shapes, moments[::2], moments[1::2], strict=True):
+        for (_, norm), shape, mean, var in zip(self.stages, self._shapes, moments[::2], moments[1::2], strict=True):
             norm.track(mean, var, shape[0] * shape[2] * shape[3])
         self.save_cache((pair.backward, cache), y)
         return y
@@ -89,9 +91,9 @@ class FusedStep(OneShotCache):
         """dx, and for each stage the gradients of the convolution's weight and of batch norm's weight and bias."""
         return backward(dy, cache)
 
-    def _shapes(self, x):
-        """The shape of each convolution's output, checked as what follows it would."""
-        shapes, shape = [], x.shape
+    def _checked_shapes(self, shape):
+        """The shape of each convolution's output for x of a shape, checked as what follows it would."""
+        shapes = []
         for k, (conv, norm) in enumerate(self.stages):
             if k:
                 with located(self.names[self.layers.index(conv)]):

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from scratchnet import kernels
 from scratchnet.trace import trace
 
 try:
@@ -10,9 +11,9 @@ try:
 except ImportError:  # Windows: no limit to ask for
     resource = None  # type: ignore[assignment]
 
-# A training step's peak over the sum of all layers' float32 outputs, measured for two variants, widths 0.25 to 1.4 and
-# pictures of 32 to 96 pixels: 0.67 to 0.82. Below 1, since fused layers keep no intermediate result.
-SHARE = 0.8
+# A training step's peak over the sum of all layers' float32 outputs, by the kernels, measured for two variants, widths 0.25
+# to 1.4 and pictures of 32 to 96 pixels: 0.35 to 0.39, 0.45 to 0.55, 0.66 to 0.72. Fused layers keep no result in between.
+SHARES = {"compiled": 0.4, "numpy": 0.56, False: 0.75}
 COPIES = 8  # of every parameter: itself, gradient, optimizer, average, and those that a checkpoint is written from
 USABLE = 0.7  # of the room: the rest goes to threads, to pictures and to what malloc keeps
 PROBE = (
@@ -23,7 +24,7 @@ PROBE = (
 
 def bytes_per_picture(model, shape: tuple[int, int, int]) -> float:
     """What one more picture (C, H, W) in a batch adds to the peak of a training step, in bytes; an estimate."""
-    return SHARE * 4 * sum(math.prod(step.shape_out) for step in trace(model, shape))
+    return SHARES[kernels.enabled()] * 4 * sum(math.prod(step.shape_out) for step in trace(model, shape))
 
 
 def too_large(

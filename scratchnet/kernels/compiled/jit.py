@@ -164,11 +164,13 @@ def everywhere(kernel, parts, work, *arguments, scratch=None):
         arguments: of the kernel, behind the counter.
         scratch: (shape, dtype) of memory that a thread needs for itself; then the kernel's last argument.
     """
-    count = min(parts, threads.get_num_threads()) if work > cuts.PARALLEL_WORK else 1
     counter = np.zeros(1, np.int64)
-    if scratch is None:
-        threads.parallel(lambda _: kernel(counter, *arguments), range(count))
-    else:
+    count = min(parts, threads.get_num_threads()) if work > cuts.PARALLEL_WORK else 1
+    own = [()] * count
+    if scratch is not None:
         shape, dtype = scratch
-        own = empty((count, *shape), dtype)
-        threads.parallel(lambda worker: kernel(counter, *arguments, own[worker]), range(count))
+        own = [(mine,) for mine in empty((count, *shape), dtype)]
+    if count == 1:
+        kernel(counter, *arguments, *own[0])
+    else:
+        threads.parallel(lambda mine: kernel(counter, *arguments, *mine), own)
