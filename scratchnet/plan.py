@@ -8,6 +8,7 @@ walks the steps in order, backward in reverse: that is the chain rule.
 
 from scratchnet import device, kernels
 from scratchnet.cache import located
+from scratchnet.fused.block import BlockStep
 from scratchnet.fused.dense import DenseStep
 from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.front import FrontStep
@@ -19,6 +20,8 @@ from scratchnet.parallel.threads import computing
 
 # how many layers, and the step for them; the first that fits is taken
 FUSIONS: tuple = (
+    (9, BlockStep),
+    (8, BlockStep),
     (6, FrontStep),
     (3, PointwiseStep),
     (3, DepthwiseStep),

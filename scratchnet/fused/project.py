@@ -74,24 +74,30 @@ class ProjectStep(FusedStep):
     def __init__(self, names, layers):
         *plain, last = layers
         ends = isinstance(last, ShortcutMark)
-        super().__init__(names[:2], [*plain, last.residual if ends else last])
+        super().__init__(names[: len(self.pattern)], [*plain, last.residual if ends else last])
         self._end = names[-1]
 
     @property
     def name(self):
-        """Batch norm's, whose dy it is: the shortcut hands it on."""
-        return self.stages[0][1].name
+        """The last batch norm's, whose dy it is: the shortcut hands it on."""
+        return self.stages[-1][1].name
+
+    def take_shortcut(self, x, shape):
+        """What came through the shortcut, or None; checked against y's shape."""
+        if not self.fork:
+            return None
+        shortcut = self.fork.take()
+        with located(self._end):
+            require_same(self.layers[-1].name, shortcut, shape, x.dtype)
+        return shortcut
 
     def compute(self, forward, x):  # noqa: D102
         ((conv, norm),) = self.stages
-        shortcut = None
-        if self.fork:
-            shortcut = self.fork.take()
-            with located(self._end):
-                require_same(self.layers[-1].name, shortcut, (len(x), conv.out_channels, *x.shape[2:]), x.dtype)
+        shortcut = self.take_shortcut(x, self._shapes[-1])
         return forward(x, conv.weight.data, norm.weight.data, norm.bias.data, norm.eps, shortcut)
 
-    def differentiate(self, backward, dy, cache):  # noqa: D102
+    def backward(self, dy):  # noqa: D102
+        dx = super().backward(dy)
         if self.fork:
             self.fork.kept = dy
-        return backward(dy, cache)
+        return dx

@@ -14,7 +14,7 @@ from scratchnet.kernels.compiled.rows import masked_sums, scale_and_clip
 from scratchnet.kernels.cpu.buffers import empty
 
 COST = 32  # of a number of x, in multiply-adds (`jit.everywhere`)
-SUMS = 11  # of backward: nine for dweight, two for what may come before
+SUMS = 11  # of `convolve_back`: nine for dweight, two for what may come before
 
 
 def depthwise_forward(x, weight, stride, padding, dilation):

@@ -15,6 +15,7 @@ from scratchnet.kernels.compiled.rows import (
     masked_gradient,
     masked_sums,
     moments,
+    place,
     products,
     scale,
     scale_add,
@@ -51,24 +52,34 @@ def project_forward(x, weight, gamma, beta, eps, shortcut=None):
     """Over x one pass; over z three, two of them in the cache; over y one."""
     rows = as_matrix(x)
     z = product(weight[:, :, 0, 0], rows)  # (PROJ.1)
-    y, (mean, var, inv_std) = empty(z.shape, z.dtype), np.empty((3, len(z)), z.dtype)
-    added = y if shortcut is None else as_matrix(shortcut)
-    arrays = z, gamma, beta, eps, shortcut is not None, added, y, mean, var, inv_std
-    everywhere(_norm_add, len(z), z.size * PASSES, *arrays)
+    y, mean, var, inv_std = norm_add(z, gamma, beta, eps, None if shortcut is None else as_matrix(shortcut))
     return as_images(y, x), mean, var, (rows, weight, z, gamma, mean, inv_std)
 
 
 def project_backward(dy, cache):
     """Over dy and z two passes, over x and dx one."""
     rows, weight, z, gamma, mean, inv_std = cache
-    grad, dx = as_matrix(dy), empty(rows.shape, rows.dtype)
-    dz, (dgamma, dbeta) = apart(*z.shape, z.dtype), np.empty((2, len(z)), z.dtype)
-    everywhere(_norm_back, len(z), z.size * PASSES, grad, z, gamma, mean, inv_std, dz, dgamma, dbeta)
+    dx, (dz, dgamma, dbeta) = empty(rows.shape, rows.dtype), norm_back(as_matrix(dy), z, gamma, mean, inv_std)
     transposed, dtransposed = np.ascontiguousarray(weight[:, :, 0, 0].T), np.empty(weight.shape[1::-1], z.dtype)
     few, arrays = few_rows(len(rows), rows[0].nbytes), (dz, rows, transposed, dx, dtransposed)
     parts, work = -(-len(rows) // few), 2 * rows.size * len(z)
     everywhere(_both_gradients, parts, work, blas(z.dtype), *arrays, few, scratch=((few, PANEL), z.dtype))
     return as_images(dx, dy), np.ascontiguousarray(dtransposed.T)[:, :, None, None], dgamma, dbeta
+
+
+def norm_add(z, gamma, beta, eps, shortcut=None):
+    """Batch norm of z (O, M), and what is added to it: y, mean, variance, 1/√(variance + eps) (PROJ.2)."""
+    y, (mean, var, inv_std) = empty(z.shape, z.dtype), np.empty((3, len(z)), z.dtype)
+    arrays = z, gamma, beta, eps, shortcut is not None, y if shortcut is None else shortcut, y, mean, var, inv_std
+    everywhere(_norm_add, len(z), z.size * PASSES, *arrays)
+    return y, mean, var, inv_std
+
+
+def norm_back(dy, z, gamma, mean, inv_std):
+    """Batch norm's dz, with its rows apart, dgamma and dbeta."""
+    dz, (dgamma, dbeta) = apart(*z.shape, z.dtype), np.empty((2, len(z)), z.dtype)
+    everywhere(_norm_back, len(z), z.size * PASSES, dy, z, gamma, mean, inv_std, dz, dgamma, dbeta)
+    return dz, dgamma, dbeta
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
@@ -100,12 +111,18 @@ def centre(x):
     return centred, mean
 
 
-def product(a, b, columns=None):
-    """a @ b for a wide b, or for so many columns of it, a panel of them at a time."""
+def product(a, b, columns=None, before=None):
+    """a @ b for a wide b, or for so many columns of it, a panel of them at a time.
+
+    Args:
+        before: (mean, a, beta), each with a number for every row of b, where batch norm and ReLU6 come before the product.
+    """
     a, columns = np.ascontiguousarray(a), columns or b.shape[1]
     out, width = empty((len(a), columns), b.dtype), max(64, PANEL_BYTES // b[:, 0].nbytes // 16 * 16)
     parts, scratch = -(-columns // width), ((len(b), width), b.dtype)
-    everywhere(_product, parts, a.size * columns, blas(b.dtype), a, b, out, scratch=scratch)
+    mean, scales, beta = (np.zeros(len(b), b.dtype),) * 3 if before is None else before
+    arrays = a, b, before is not None, mean, scales, beta, out
+    everywhere(_product, parts, a.size * columns, blas(b.dtype), *arrays, scratch=scratch)
     return out
 
 
@@ -115,14 +132,14 @@ def apart(rows, columns, dtype):
 
 
 @jit
-def _product(counter, found, a, b, out, panel):
+def _product(counter, found, a, b, clips, mean, scales, beta, out, panel):
     a, b, out, panel = bare(a), bare(b), bare(out), bare(panel)
     columns = panel.shape[1]
     k = take(counter) * columns
     while k < out.shape[1]:
         end = min(k + columns, out.shape[1])
         for r in range(len(b)):  # rows that lie a power of two apart push each other out of the cache
-            copy(b[r, k:end], panel[r, : end - k])
+            place(b[r, k:end], (clips, mean[r], scales[r], beta[r]), panel[r, : end - k])
         multiply(found, a, panel[:, : end - k], out[:, k:end], False)
         k = take(counter) * columns
 
