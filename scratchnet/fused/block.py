@@ -7,7 +7,7 @@ What it saves is the array between the two. y₂ follows from z₂, which is kep
 three operations a number. So the projection can read z₂ and make y₂ on the way, in both directions, and dy₂ is used up, a
 few channels at a time, where it is made. Of the six wide arrays that the eight layers put out in forward one is stored, z₂;
 of their six gradients in backward one, that of z₁. This is the memory that the paper's inverted residual saves (Sandler et
-al. 2018, section 5.1), in training too. Where a kernel computes this, a plan puts it in the place of the layers (`BlockStep`).
+al. 2018, section 5.1), in training too. Where a kernel computes it, a plan puts this in the layers' place (`BlockStep`).
 """
 
 from scratchnet import kernels
