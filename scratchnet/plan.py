@@ -13,6 +13,7 @@ from scratchnet.cache import located
 from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.pointwise import PointwiseStep
+from scratchnet.fused.program import ProgramStep, joined
 from scratchnet.layers.shortcut import add
 from scratchnet.module import Module
 from scratchnet.parallel.threads import computing
@@ -50,6 +51,7 @@ class Fork(LayerStep):
     """Where a shortcut begins: x is handed on, and kept for the end. Its layer is the `Residual`."""
 
     kept = None
+    opens = True
 
     def parameters(self):
         """None of its own."""
@@ -71,6 +73,8 @@ class Fork(LayerStep):
 
 class Join(Fork):
     """Where the shortcut that began at `fork` ends."""
+
+    opens = False
 
     def __init__(self, name, layer, fork):
         super().__init__(name, layer)
@@ -137,6 +141,8 @@ class Plan:
                 count, step = _fused(chain)
             self.steps.append(step or LayerStep(name, layer))
             chain = chain[count:]
+        if fuse:
+            self.steps = joined(self.steps, kind)
 
     def forward(self, x):
         """y of the whole chain."""
@@ -153,7 +159,12 @@ class Plan:
         return dy
 
     def __str__(self):
-        return aligned([("layers", "kind", "function", "version"), *(step_row(step, self.kind) for step in self.steps)])
+        return aligned(
+            [
+                ("layers", "kind", "function", "version"),
+                *(row for step in self.steps for row in step_rows(step, self.kind)),
+            ]
+        )
 
 
 def plan(model, fuse=True):
@@ -193,6 +204,13 @@ def step_row(step, kind):
     pair = step.pair(kind)
     said = (pair.name, pair.version) if pair else ("", "")
     return joined_names(step.names), " + ".join(layer.name for layer in step.layers), *said
+
+
+def step_rows(step, kind):
+    """`step_row`, or a row for each operation of a program."""
+    if not isinstance(step, ProgramStep):
+        return [step_row(step, kind)]
+    return [(joined_names(names), *said) for names, *said in step.rows()]
 
 
 def joined_names(names):
