@@ -27,7 +27,9 @@ from scratchnet.layers.linear import Flatten, Linear
 from scratchnet.layers.pool import GlobalAvgPool2d
 from scratchnet.windows import output_size
 
-FEWEST = 2  # convolutions that are worth a program
+WINDOWS = [((3, 3), (stride, stride), (1, 1), (1, 1)) for stride in (1, 2)]  # of a depthwise convolution
+MOST = 8  # sizes of pictures whose programs are kept
+FEWEST = 2  # layers with weights that are worth a program
 
 
 class Part(NamedTuple):
@@ -61,7 +63,7 @@ def joined(steps, kind):
     found, first = [], 0
     while first < len(steps):
         parts, end = _read(steps[first:])
-        if sum(part.kind in ("product", "expand", "taps", "dense") for part in parts) >= FEWEST:
+        if sum((part.main is not None) + (part.taps is not None) for part in parts) >= FEWEST:
             found.append(ProgramStep(steps[first : first + end], parts))
             first += end
         else:
@@ -101,9 +103,9 @@ def _read(steps):
 def _with_shortcut(parts, step, forks):
     """The parts, the last of which adds what went into the shortcut; None where it cannot."""
     x = forks.pop() if forks else len(parts)
-    if x == len(parts) or parts[-1].kind not in ("product", "dense") or parts[-1].clip or len(parts) in forks:
+    if x == len(parts) or parts[-1].kind not in ("product", "dense") or len(parts) in forks:
         return None
-    if parts[-1].more is not None:
+    if parts[-1].clip or parts[-1].more is not None:
         return None
     return [*parts[:-1], parts[-1]._replace(steps=(*parts[-1].steps, step), more=x)]
 
@@ -111,10 +113,7 @@ def _with_shortcut(parts, step, forks):
 def _with_layers(parts, step, forks):
     """The parts, and what this step is; None where it is nothing for a program."""
     layer, *others = step.layers
-    if any(part.saves or part.training for part in step.layers) or [type(other) for other in others] not in (
-        [],
-        [ReLU6],
-    ):
+    if any(part.saves or part.training for part in step.layers) or any(type(other) is not ReLU6 for other in others):
         return None
     clip, before, x = bool(others), parts[-1] if parts else None, len(parts)
     flat = before is not None and before.flat
@@ -123,12 +122,7 @@ def _with_layers(parts, step, forks):
             return [*parts, Part("product", (step,), x, main=layer, clip=clip)]  # (PROG.1)
         if layer.groups == 1:
             return [*parts, Part("dense", (step,), x, main=layer, clip=clip)]  # (PROG.2)
-        if (
-            layer.window not in [((3, 3), (s, s), (1, 1), (1, 1)) for s in (1, 2)]
-            or len(layer.weight.data) != layer.groups
-        ):
-            return None
-        if layer.in_channels != layer.groups:
+        if layer.window not in WINDOWS or not layer.groups == layer.in_channels == layer.out_channels:
             return None
         if before and before.kind == "product" and before.more is None and x not in forks:
             more = {"kind": "expand", "steps": (*before.steps, step), "taps": layer, "clip_taps": clip}
@@ -159,15 +153,15 @@ class ProgramStep:
         self.steps, self.parts = steps, parts
         self.names = tuple(name for step in steps for name in step.names)
         self.layers = tuple(layer for step in steps for layer in step.layers)
-        self._known: list = []  # (parameter, the array that it had)
-        self._made: dict = {}  # what x is like -> the operations, and their programs
+        self._known: list = []  # (layer, the arrays of its weight and bias)
+        self._made: dict = {}  # what x is like -> what computes it
 
     def __getstate__(self):
         """A copy has arrays of its own: its programs are to be made for those."""
         return vars(self) | {"_known": [], "_made": {}}
 
     def pair(self, kind):
-        """None: it is no pair of functions; `said` tells what it computes."""
+        """None: it is no pair of functions; `rows` tells what it computes."""
 
     def rows(self):
         """(dotted names, layers, function, version) of each operation."""
@@ -178,14 +172,12 @@ class ProgramStep:
 
     def forward(self, x):
         """Compute y, as the steps would."""
-        operations, programs = self._operations(x)
-        if operations is None:
+        compute = self._for(x)
+        if compute is None:
             for step in self.steps:
                 x = step.forward(x)
             return x
-        from scratchnet.kernels.compiled.program import compute
-
-        y = compute(operations, programs, x)
+        y = compute(x)
         return y[:, :, 0, 0] if self.parts[-1].flat else y
 
     def backward(self, dy):
@@ -194,72 +186,67 @@ class ProgramStep:
             dy = step.backward(dy)
         return dy
 
-    def _operations(self, x):
-        """What a program is made of for such an x, or None where the steps are to compute; and the programs made so far."""
+    def _for(self, x):
+        """What computes such an x; None where the steps are to."""
         if type(x) is not np.ndarray or x.ndim != 4 or not x.size:
-            return None, None
-        if any(parameter.data is not array for parameter, array in self._known):
+            return None
+        if len(self._made) > MOST or any(_changed(*known) for known in self._known):
             self._made.clear()
-        found = self._made.get((x.shape[1:], x.dtype))
-        if found is None:
+        key = x.shape[1:], x.dtype
+        if key not in self._made:
             if not self._made:
-                self._known = [
-                    (value, value.data)
-                    for layer in self.layers
-                    for value in vars(layer).values()
-                    if hasattr(value, "grad") and hasattr(value, "data")
-                ]
+                layers = [layer for part in self.parts for layer in (part.main, part.taps) if layer]
+                self._known = [(layer, layer.weight.data, layer.bias.data if layer.bias else None) for layer in layers]
                 for layer in self.layers:
                     layer.drop_cache()
-            found = self._made[x.shape[1:], x.dtype] = _sized(self.parts, x.shape[1:], x.dtype), {}
-        return found
+            self._made[key] = _sized(self.parts, *key)
+        return self._made.get(key)
+
+
+def _changed(layer, weight, bias):
+    return layer.weight.data is not weight or (layer.bias.data if layer.bias else None) is not bias
 
 
 def _sized(parts, sizes, dtype):
-    """The operations for pictures of these sizes (C, H, W); None where a layer would refuse them."""
+    """What computes the parts for pictures of these sizes (C, H, W); None where a layer would refuse them."""
     from scratchnet.kernels.compiled import walk
     from scratchnet.kernels.compiled.lowering import Operation
+    from scratchnet.kernels.compiled.program import Inference
 
-    values = [sizes]
-    operations = []
+    values, operations = [sizes], []
     for part in parts:
-        sizes = channels, height, width = values[part.x]
+        seen = channels, height, width = sizes = values[part.x]
         options: dict = {}
-        if part.main is not None:
+        if part.main:
             weight, bias = _numbers(part.main, dtype)
-            if weight is None or weight[0].size != channels * (np.prod(weight.shape[2:], dtype=int)):
+            if weight is None or weight[0].size != channels * np.prod(weight.shape[2:], dtype=int):
                 return None
             options = {"weight": weight.reshape(len(weight), -1), "bias": bias, "clip": part.clip}
             sizes = len(weight), height, width
         if part.kind == "dense":
-            conv = part.main
-            options["window"] = conv.window
-            size = tuple(map(output_size, (height, width), *conv.window))
-            sizes = len(weight), *size
-        if part.taps is not None:
+            options["window"] = part.main.window
+            sizes = len(weight), *map(output_size, (height, width), *part.main.window)
+        elif part.taps:
             weight, bias = _numbers(part.taps, dtype)
             if weight is None or len(weight) != sizes[0]:
                 return None
             stride = part.taps.stride[0]
             options["taps"] = weight, bias, part.clip_taps, stride
             sizes = sizes[0], *((size - 1) // stride + 1 for size in sizes[1:])
-        if part.kind == "mean":
-            sizes = channels, 1, 1
-        if part.kind == "turn":
-            sizes = channels * height * width, 1, 1
+        elif not part.main:
+            sizes = channels if part.kind == "mean" else channels * height * width, 1, 1
         if min(sizes) < 1 or part.more is not None and values[part.more] != sizes:
             return None
-        maps = values[part.x], sizes
-        operations.append(Operation(getattr(walk, part.kind.upper()), part.x, part.more, maps, **options))
+        operations.append(Operation(getattr(walk, part.kind.upper()), part.x, part.more, (seen, sizes), **options))
         values.append(sizes)
-    return operations
+    return Inference(operations)
 
 
 def _numbers(layer, dtype):
     """Weight and bias as a program reads them; (None, None) where they do not lie so."""
     weight = layer.weight.data
     bias = layer.bias.data if layer.bias else np.zeros(len(weight), dtype)
-    for array in (weight, bias):
-        if type(array) is not np.ndarray or array.dtype != dtype or not array.flags.c_contiguous:
-            return None, None
-    return weight, bias
+    fit = all(
+        type(array) is np.ndarray and array.dtype == dtype and array.flags.c_contiguous for array in (weight, bias)
+    )
+    return (weight, bias) if fit else (None, None)

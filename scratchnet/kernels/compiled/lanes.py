@@ -38,6 +38,7 @@ if PYTHON:
         numbers = (ctypes.c_char * (int(size) * like.itemsize)).from_address(int(address))
         return np.frombuffer(numbers, like.dtype)
 
+    @np.errstate(all="ignore")  # as in compiled code
     def tile(w, r, x, c, count, bias, more, add, y, clip):
         """ROWS rows from r on and so many columns from c on of W X + bias; plus `more` if `add`; clipped if `clip`."""
         rows, columns = slice(r, min(r + ROWS, len(w))), slice(c, c + count)
@@ -47,6 +48,7 @@ if PYTHON:
 
     wide_tile = end_tile = tile
 
+    @np.errstate(all="ignore")
     def nine_taps(x, start, apart, width, w, bias, c, end, masks, vectors, y, to, y_apart, clip):
         """Channels c … end - 1 of a depthwise convolution, so many vectors each; a tap counts where its mask says so.
 
