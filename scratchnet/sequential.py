@@ -86,7 +86,8 @@ class Sequential(Module):
     def _remember(self):
         modules = [module for _, module in self.named_modules()]
         self._held = held = []
-        if all(module._cache is None for module in modules):  # else it would be kept from being freed
+        kept = any(module._cache is not None for module in modules)  # here it would be kept from being freed
+        if not kept and all(_is_ours(type(module)) for module in modules):
             held += [(module, vars(module).copy()) for module in modules]
 
     def backward(self, dy):
@@ -96,6 +97,12 @@ class Sequential(Module):
     def fold_batch_norm(self):
         """`sn.fold_batch_norm(self)`: a copy for inference."""
         return fold_batch_norm(self)
+
+
+def _is_ours(kind):
+    """Whether what its plan depends on is what its modules hold: a class of someone else's may find it elsewhere."""
+    methods = [getattr(kind, name, None) for name in ("facts", "chain", "inside")]
+    return all(method is None or method.__module__.startswith("scratchnet.") for method in methods)
 
 
 class Residual(Sequential):

@@ -14,7 +14,7 @@ from scratchnet.kernels.compiled import walk as loops
 from scratchnet.kernels.compiled.lanes import LANE_BYTES, ROWS
 from scratchnet.parallel.cuts import split
 
-TARGET = 384 << 10  # bytes of the largest activation that lies between two operations
+TARGET = 256 << 10  # bytes of the largest activation that lies between two operations
 PART_WORK = 150_000  # multiply-adds that are worth taking a part
 BUNCH_BYTES = 24 << 10  # of the channels between an expansion and its taps
 COLUMNS_BYTES = 256 << 10  # of what the taps of a dense convolution read
