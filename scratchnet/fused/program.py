@@ -57,13 +57,12 @@ class Part(NamedTuple):
 
 def joined(steps, kind):
     """Steps of a plan, in which those that are a program are one `ProgramStep`. kind: of the arrays that will come."""
-    possible = kind is not None and kind.device == "cpu" and kind.dtype in kernels.REAL
-    if not possible or kernels.enabled() != "compiled" or compiled.why_not() or not _have_lanes():
+    if kind is None or kind.device != "cpu" or kind.dtype not in kernels.REAL or kernels.enabled() != "compiled":
         return steps
     found, first = [], 0
     while first < len(steps):
         parts, end = _read(steps[first:])
-        if sum((part.main is not None) + (part.taps is not None) for part in parts) >= FEWEST:
+        if sum((part.main is not None) + (part.taps is not None) for part in parts) >= FEWEST and _compiles():
             found.append(ProgramStep(steps[first : first + end], parts))
             first += end
         else:
@@ -72,7 +71,9 @@ def joined(steps, kind):
     return found
 
 
-def _have_lanes():
+def _compiles():
+    if compiled.why_not():
+        return False
     from scratchnet.kernels.compiled.lanes import FUSES
 
     return FUSES
@@ -142,12 +143,7 @@ def _with_layers(parts, step, forks):
 
 
 class ProgramStep:
-    """Steps of a plan as one program.
-
-    Attributes:
-        steps: the steps that it stands for, and that compute what it cannot.
-        names, layers: of all of them.
-    """
+    """Steps of a plan as one program; what it cannot compute they do."""
 
     def __init__(self, steps, parts):
         self.steps, self.parts = steps, parts
