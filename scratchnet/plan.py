@@ -14,6 +14,7 @@ from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.front import FrontStep
 from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.pointwise import PointwiseStep
+from scratchnet.fused.program import ProgramStep, joined
 from scratchnet.fused.project import ProjectStep
 from scratchnet.layers.shortcut import ShortcutMark, add, require_same
 from scratchnet.parallel.threads import computing
@@ -62,6 +63,7 @@ class Fork(LayerStep):
     """Where a shortcut begins: x is handed on, and kept for the end. Its layer is the `Residual`."""
 
     kept = None
+    opens = True
 
     def parameters(self):
         """None of its own."""
@@ -87,6 +89,8 @@ class Fork(LayerStep):
 
 class Join(Fork):
     """Where the shortcut that began at `fork` ends."""
+
+    opens = False
 
     def __init__(self, name, layer, fork):
         super().__init__(name, layer)
@@ -143,6 +147,8 @@ class Plan:
                     step.fork = forks.pop()
             self.steps.append(step or LayerStep(name, layer))
             chain = chain[count:]
+        if fuse:
+            self.steps = joined(self.steps, kind)
 
     def forward(self, x):
         """y of the whole chain."""
@@ -159,7 +165,12 @@ class Plan:
         return dy
 
     def __str__(self):
-        return aligned([("layers", "kind", "function", "version"), *(step_row(step, self.kind) for step in self.steps)])
+        return aligned(
+            [
+                ("layers", "kind", "function", "version"),
+                *(row for step in self.steps for row in step_rows(step, self.kind)),
+            ]
+        )
 
 
 def plan(model, fuse=True):
@@ -199,6 +210,13 @@ def step_row(step, kind):
     pair = step.pair(kind)
     said = (pair.name, pair.version) if pair else ("", "")
     return joined_names(step.names), " + ".join(layer.name for layer in step.layers), *said
+
+
+def step_rows(step, kind):
+    """`step_row`, or a row for each operation of a program."""
+    if not isinstance(step, ProgramStep):
+        return [step_row(step, kind)]
+    return [(joined_names(names), *said) for names, *said in step.rows()]
 
 
 def joined_names(names):

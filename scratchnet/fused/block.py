@@ -29,9 +29,10 @@ def block_forward(x, first, second, third, stride, padding, dilation, shortcut=N
     Returns:
         y (O, OH, OW, N); mean and biased variance of each convolution's output; the cache for the backward.
     """
-    y2, *moments, front = front_forward(x, *first, *second, stride, padding, dilation)
-    added = None if shortcut is None else as_images(shortcut)
-    y, mean, var, project = project_forward(as_images(y2), *third, added)  # (BLOCK.1)
+    arguments = x, *first, *second, stride, padding, dilation
+    y2, *moments, front = front_forward(*arguments)
+    arguments = as_images(y2), *third, None if shortcut is None else as_images(shortcut)
+    y, mean, var, project = project_forward(*arguments)  # (BLOCK.1)
     return as_maps(y), *moments, mean, var, (front, project)
 
 
@@ -50,8 +51,8 @@ class BlockStep(ProjectStep):
     pattern = FrontStep.pattern + ProjectStep.pattern
 
     @staticmethod
-    def takes(expansion, depthwise, projection):  # noqa: D102
-        return FrontStep.takes(expansion, depthwise) and ProjectStep.takes(projection)
+    def takes(*convs):  # noqa: D102
+        return FrontStep.takes(*convs[:2]) and ProjectStep.takes(convs[2])
 
     def pair(self, kind):  # noqa: D102
         return kernels.choose(self.plain, kind, window=self.stages[1][0].window)

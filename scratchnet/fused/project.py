@@ -62,7 +62,8 @@ class ProjectStep(FusedStep):
     fork = None
 
     @staticmethod
-    def takes(conv):  # noqa: D102
+    def takes(*convs):  # noqa: D102
+        (conv,) = convs
         return (conv.path, conv.stride, conv.bias) == ("pointwise", (1, 1), None)
 
     @classmethod

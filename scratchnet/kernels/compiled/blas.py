@@ -41,7 +41,7 @@ def blas(dtype):
             for suffix, width in (("64_", np.int64), ("_64", np.int64), ("", np.int32)):
                 function = getattr(library.dynlib, f"{prefix}cblas_{letter}gemm{suffix}", None)
                 if letter and function is not None:
-                    address = ctypes.cast(function, ctypes.c_void_p).value
+                    address = ctypes.cast(function, ctypes.c_void_p).value or 0
                     found = np.int64(address), width(0), library.architecture in HAVE_SMALL_KERNELS
                     return found if _agrees(found, dtype) else None
     return None

@@ -55,7 +55,7 @@ def run_forward(x, first, second, stride, y):
 def run_backward(dy, dz3, matrix3, dmatrix3, cache):
     """dx and the gradients of both stages; with a projection behind it from dz3, and dmatrix3 is written."""
     shape, x, z, one, two, sizes, shape1, shape2 = cache
-    dz1 = apart(len(z), sizes.m, z.dtype)
+    dz1 = apart((len(z), sizes.m), z.dtype)
     gradients1, gradients2 = (
         (np.empty_like(stage.weight), np.empty_like(stage.gamma), np.empty_like(stage.beta)) for stage in (one, two)
     )

@@ -166,7 +166,7 @@ def everywhere(kernel, parts, work, *arguments, scratch=None):
     """
     counter = np.zeros(1, np.int64)
     count = min(parts, threads.get_num_threads()) if work > cuts.PARALLEL_WORK else 1
-    own = [()] * count
+    own: list[tuple] = [()] * count
     if scratch is not None:
         shape, dtype = scratch
         own = [(mine,) for mine in empty((count, *shape), dtype)]

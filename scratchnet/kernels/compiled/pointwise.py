@@ -77,7 +77,7 @@ def norm_add(z, gamma, beta, eps, shortcut=None):
 
 def norm_back(dy, z, gamma, mean, inv_std):
     """Batch norm's dz, with its rows apart, dgamma and dbeta."""
-    dz, (dgamma, dbeta) = apart(*z.shape, z.dtype), np.empty((2, len(z)), z.dtype)
+    dz, (dgamma, dbeta) = apart(z.shape, z.dtype), np.empty((2, len(z)), z.dtype)
     everywhere(_norm_back, len(z), z.size * PASSES, dy, z, gamma, mean, inv_std, dz, dgamma, dbeta)
     return dz, dgamma, dbeta
 
@@ -96,7 +96,7 @@ def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
 def conv_norm_relu6_backward(dy, cache):
     """A few rows at a time: the masked sums, the gradient of z, and the products with it."""
     centred, matrix, z, gamma, beta, mean, inv_std = cache
-    grad, dz, dmatrix = as_matrix(dy), apart(*z.shape, z.dtype), np.empty_like(matrix)
+    grad, dz, dmatrix = as_matrix(dy), apart(z.shape, z.dtype), np.empty_like(matrix)
     dgamma, dbeta = np.empty((2, len(z)), z.dtype)
     few, work = few_rows(len(z), z[0].nbytes), z.shape[1] * (matrix.size + PASSES * len(z))
     arrays = grad, z, centred, gamma, beta, mean, inv_std, dz, dmatrix, dgamma, dbeta, few
@@ -106,7 +106,7 @@ def conv_norm_relu6_backward(dy, cache):
 
 def centre(x):
     """Xc = X - x̄ of X (C, M), with its rows apart, and x̄ (C,) (FUSE.1): z has the more digits without a common mean."""
-    centred, mean = apart(*x.shape, x.dtype), np.empty(len(x), x.dtype)
+    centred, mean = apart(x.shape, x.dtype), np.empty(len(x), x.dtype)
     everywhere(_centre, len(x), x.size * PASSES, x, centred, mean)
     return centred, mean
 
@@ -126,8 +126,9 @@ def product(a, b, columns=None, before=None):
     return out
 
 
-def apart(rows, columns, dtype):
+def apart(shape, dtype):
     """An array with room for so many columns, and more: rows a power of two apart would share few places of the cache."""
+    rows, columns = shape
     return empty((rows, columns // 16 * 16 + 32), dtype)
 
 
