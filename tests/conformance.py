@@ -171,7 +171,6 @@ ROWS = [
     Row("block, stride", block(2, 3, 2, 2), (2, 2, 6, 3)),
     Row("block in slabs", block(2, 2, 2, 1), (2, 2, 4, 3), cut=True),
     Row("1×1, norm, ReLU6", chain(EXPAND, norm(6), sn.ReLU6), (4, 3, 5, 7)),
-    Row("1×1, norm, ReLU6 in slabs", chain(EXPAND, norm(6), sn.ReLU6), (4, 3, 5, 7), cut=True),
     Row("depthwise, batch norm, ReLU6", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3)),
     Row("depthwise, batch norm, ReLU6 in slabs", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3), cut=True),
     Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),

@@ -13,6 +13,7 @@ import scratchnet as sn
 from scratchnet import kernels
 from scratchnet.array import as_images
 from scratchnet.device import Kind
+from scratchnet.fused.block import BlockStep
 from scratchnet.fused.dense import DenseStep
 from scratchnet.fused.depthwise import DepthwiseStep
 from scratchnet.fused.front import FrontStep
@@ -56,7 +57,10 @@ class Call:
         wide = rng.standard_normal((E, C, 1, 1))
         norms = [(rng.uniform(1.5, 3, E), rng.uniform(0.5, 5.5, E), 1e-5) for _ in range(2)]
         stem, odd = rng.standard_normal((C, C, 3, 2)), ((1, stride), (2, 1), (2, 1))
-        if name.startswith("depthwise") or name == "front":
+        filters, project = rng.standard_normal((E, 1, 3, 3)), rng.standard_normal((3, E, 1, 1))
+        block = (wide, *norms[0]), (filters, *norms[1]), (project, gamma[:3], beta[:3], 1e-5)
+        shortcut = rng.standard_normal((3, *((size - 1) // stride + 1 for size in shape[1:3]), shape[3]))
+        if name.startswith(("depthwise", "front", "block")):
             self.facts = {"window": window(stride)}
         if name in DENSE:
             self.facts = {"groups": 1, "terms": stem[0].size}
@@ -71,7 +75,9 @@ class Call:
                 ProjectStep.plain,
                 (as_images(x), wide[:C], gamma, beta, 1e-5, as_images(x[::-1])),
             ),
-            "front": (FrontStep.plain, (x, wide, *norms[0], rng.standard_normal((E, 1, 3, 3)), *norms[1], *geometry)),
+            "front": (FrontStep.plain, (x, wide, *norms[0], filters, *norms[1], *geometry)),
+            "block": (BlockStep.plain, (x, *block, *geometry)),
+            "block with shortcut": (BlockStep.plain, (x, *block, *geometry, shortcut)),
             "grouped": (GROUPED, (x, stem, *odd, 1)),
             "dense_norm_relu6": (DenseStep.plain, (x, stem, gamma, beta, 1e-5, *odd)),
             "batch_norm": (BATCH_NORM, (as_images(x), gamma, beta, 1e-5)),
@@ -85,7 +91,7 @@ class Call:
         with sn.use_kernels(which):
             pair = kernels.choose(self.plain, Kind("cpu", np.dtype(dtype).name), **self.facts)
         assert pair.version == (which or "plain")
-        args = [arg.astype(dtype, copy=copy) if isinstance(arg, np.ndarray) else arg for arg in self.args]
+        args = each_array(self.args, lambda array: array.astype(dtype, copy=copy))
         out = pair.forward(*args)
         out, rest = ([out], args) if isinstance(out, np.ndarray) else (list(out[:-1]), out[-1:])
         if pair.backward:
@@ -98,12 +104,20 @@ class Call:
         return out
 
 
+def each_array(args, change):
+    """The arguments, and those in tuples, with their arrays changed."""
+    return tuple(
+        change(arg) if isinstance(arg, np.ndarray) else each_array(arg, change) if isinstance(arg, tuple) else arg
+        for arg in args
+    )
+
+
 PAIRS = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "batch_norm", "frozen_batch_norm", "relu6",
-         "global_avg_pool2d", "pointwise", "conv_norm_relu6", "project", "project with shortcut", "front", "grouped",
-         "dense_norm_relu6")  # fmt: skip
+         "global_avg_pool2d", "pointwise", "conv_norm_relu6", "project", "project with shortcut", "front", "block",
+         "block with shortcut", "grouped", "dense_norm_relu6")  # fmt: skip
 DENSE = PAIRS[-2:]
-STRIDED = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "pointwise", "front", *DENSE)
-CALLS = [(name, stride) for name in PAIRS for stride in ((1, 2) if name in STRIDED else (1,))]
+STRIDED = ("depthwise", "pointwise", "front", "block", *DENSE)
+CALLS = [(name, stride) for name in PAIRS for stride in ((1, 2) if name.startswith(STRIDED) else (1,))]
 each_pair = pytest.mark.parametrize(("name", "stride"), CALLS, ids=[f"{name}-{stride}" for name, stride in CALLS])
 
 
@@ -115,7 +129,7 @@ def worst(got, want):
 
 def test_every_compiled_pair_is_tested_here():
     made = {row for row, versions in kernels.TABLE.items() if any(v.version == "compiled" for v in versions)}
-    tested = {*PAIRS, "sgd_updates", "adam_updates", "take_batch"} - {"project with shortcut"}
+    tested = {*PAIRS, "sgd_updates", "adam_updates", "take_batch"} - {"project with shortcut", "block with shortcut"}
     assert made == (tested if compiled.PRESENT else set())
 
 
@@ -124,7 +138,7 @@ def test_every_compiled_pair_is_tested_here():
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_the_plain_function(name, stride, shape, dtype, monkeypatch):
-    if name == "front" and stride == 2 and shape == (C, 2, 3, 1) and dtype == np.float32:
+    if name.startswith(("front", "block")) and stride == 2 and shape == (C, 2, 3, 1) and dtype == np.float32:
         pytest.skip("of two numbers a channel batch norm hands back 0: what float32 makes of it is rounding alone")
     call = Call(name, shape, stride)
     whole = call.results("compiled", dtype)
@@ -143,7 +157,7 @@ def test_it_is_the_plain_function(name, stride, shape, dtype, monkeypatch):
 def test_what_is_read_only_may_be_read(name, stride):
     call = Call(name, (C, 5, 4, 1), stride)
     want = call.results("compiled", np.float64)
-    call.args = [np.broadcast_to(arg, arg.shape) if isinstance(arg, np.ndarray) else arg for arg in call.args]
+    call.args = each_array(call.args, lambda array: np.broadcast_to(array, array.shape))
     got = call.results("compiled", np.float64, spoil=lambda dy: dy.setflags(write=False), copy=False)
     for ours, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(ours, other)
@@ -279,7 +293,7 @@ def test_what_is_no_number_is_seen_where_the_plain_function_shows_it(name, strid
                 seen, due = ~np.isfinite(ours), ~np.isfinite(plain)
                 assert (seen | ~due).all()
                 if not name.startswith(
-                    ("depthwise", "dense", "front")
+                    ("depthwise", "dense", "front", "block")
                 ):  # whose zeros between the rows of h make NaN of it for other taps
                     np.testing.assert_array_equal(seen, due)
                     np.testing.assert_allclose(ours[~due], plain[~due], rtol=1e-3, atol=1e-4)
@@ -288,13 +302,13 @@ def test_what_is_no_number_is_seen_where_the_plain_function_shows_it(name, strid
 
 
 @needs_numba
-@pytest.mark.parametrize("name", ["batch_norm", "depthwise_norm_relu6", "conv_norm_relu6", "project", "front"])
+@pytest.mark.parametrize("name", ["batch_norm", "depthwise_norm_relu6", "conv_norm_relu6", "project", "front", "block"])
 @pytest.mark.parametrize(("scale", "shift"), [(1e4, 0), (1, 1e4), (1e-4, 1e-2), (1, 0)])
 def test_far_from_zero_it_is_as_near_to_float64_as_numpys_kernels(name, scale, shift):
     x = np.random.default_rng(2).standard_normal((C, 16, 16, 32)) * scale + shift
     call = Call(name, x.shape, x=x.astype(np.float32).astype(np.float64))
     want = call.results(False, np.float64)[:3]
-    other = False if name in ("project", "front") else "numpy"  # of which NumPy has none
+    other = False if name in ("project", "front", "block") else "numpy"  # of which NumPy has none
     ours, numpys = (worst(call.results(which, np.float32)[:3], want) for which in ("compiled", other))
     for mine, other in zip(ours, numpys, strict=True):
         assert mine <= max(2 * other, 8 * EPS32)

@@ -56,6 +56,7 @@ def test_the_best_of_a_line_that_was_given_up_is_not_tested(tmp_path, monkeypatc
 
 
 def test_a_best_that_is_missing_is_made_again_from_the_last_state_where_that_is_the_best(tmp_path):
+    sn.use_kernels("numpy")  # with their bits
     assert tiny(tmp_path, "--seed", 1) == 0  # its best is epoch 3
     before = everything(tmp_path)
     for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, 999), lambda path: path.write_bytes(b"")):
