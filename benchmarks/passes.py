@@ -44,7 +44,8 @@ class Passes(NamedTuple):
 class Kernel(NamedTuple):
     """What a pair of functions does with its arrays.
 
-    Names say the size: x, xc, dx what goes in; e, de a front's expansion; y, z, dy, dz, h what comes out; s a shortcut.
+    Names say the size: x, xc, dx what goes in; e, de a front's expansion; w what a block's depthwise convolution puts out;
+    y, z, dy, dz, h what comes out; s a shortcut.
     """
 
     kinds: tuple[str, str]  # of what goes in and of what comes out
@@ -101,6 +102,16 @@ TABLE: dict[tuple[str, str], Kernel] = {
         # dy, z: sums, then h of the same channel; de: g, then dz1 in its place, dW's product at once, later dx's
         {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "de": Passes(1, 1, 3), "xc": Passes(1, 0, 1), "dx": w1},
         "rows", "e de",
+    ),
+    # A whole block (kernels/compiled/block.py): w is z2, what the depthwise convolution puts out ---------------------------
+    ("block", "compiled"): Kernel(
+        (N, N),
+        # w: written with its moments, read by the projection; z: `moments`, then y of the same channel
+        {"x": Passes(1, 0, 1), "xc": Passes(1, 1), "w": Passes(1, 1), "z": Passes(1, 1, 1), "y": w1, "s": r1},
+        # w: y2 again for dW, two sums, h; dz: by both products, once more for every slab; de: as in a front
+        {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "dz": Passes(1, 1, 1), "w": Passes(1, 0, 2),
+         "de": Passes(1, 1, 3), "xc": Passes(1, 0, 1), "dx": w1},
+        "rows", "e de w w",
     ),
     # 1×1 convolution by itself (kernels/cpu/pointwise.py), and with batch norm and shortcut ------------------------------
     ("pointwise", "numpy"): Kernel(
@@ -172,13 +183,13 @@ class Step(NamedTuple):
 
     def shape(self, array):
         """Of an array of `Kernel`."""
-        sizes = {"x": self.inside, "e": self.middle, "y": self.outside, "z": self.outside}
+        sizes = {"x": self.inside, "e": self.middle, "w": (*self.middle[:1], *self.outside[1:])}
         return sizes.get(array[-1], self.inside if array == "xc" else self.outside)  # h, s
 
     def kind(self, array):
         """Expansion, depthwise or narrow."""
         inside, outside = TABLE[self.function, self.version].kinds
-        return E if array in ("e", "de") else inside if array in ("x", "xc", "dx") else outside
+        return E if array in ("e", "de") else D if array == "w" else inside if array in ("x", "xc", "dx") else outside
 
 
 # What a network does --------------------------------------------------------------------------------------------------
@@ -249,7 +260,7 @@ def table(steps, parameters, batch, cache):
     rows: dict = {}
     for step in steps:
         passes, moved = count(step, batch, cache)
-        name = step.function + (" + shortcut" if step.function == "project" and step.shortcut else "")
+        name = step.function + (" + shortcut" if step.function in ("project", "block") and step.shortcut else "")
         key = name, step.version, tuple(sorted(passes.items()))
         row = rows.setdefault(key, {"count": 0, "forward": 0, "backward": 0, "piece": 0})
         row["count"] += 1

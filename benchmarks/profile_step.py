@@ -40,7 +40,7 @@ def profile(what, kernels=True):
     """Lines of the table, for a spec of `engines.py` and an argument of `sn.use_kernels`."""
     sn.use_kernels(kernels)
     model, x, labels = batch_for(what)
-    kinds = [kind(step.layers) for step in sn.plan(model).steps]
+    kinds = [getattr(step, "title", "") or kind(step.layers) for step in sn.plan(model).steps]
     times: dict = defaultdict(lambda: [0, 0.0, 0.0])
     for _ in range(STEPS):
         for name, step in zip(kinds, trace_step(model, sn.CrossEntropyLoss(), x, labels), strict=True):

@@ -209,7 +209,12 @@ def step_row(step, kind):
     """(dotted names, layers, function pair, version) of a step, as text."""
     pair = step.pair(kind)
     said = (pair.name, pair.version) if pair else ("", "")
-    return joined_names(step.names), " + ".join(layer.name for layer in step.layers), *said
+    return joined_names(step.names), step_title(step), *said
+
+
+def step_title(step):
+    """What a step is: its layers, or what a group of many is called."""
+    return getattr(step, "title", "") or " + ".join(layer.name for layer in step.layers)
 
 
 def step_rows(step, kind):

@@ -50,6 +50,10 @@ class BlockStep(ProjectStep):
     plain = kernels.Pair(block_forward, block_backward)
     pattern = FrontStep.pattern + ProjectStep.pattern
 
+    @property
+    def title(self):  # noqa: D102
+        return "inverted residual block" + ", shortcut" * (self.fork is not None)
+
     @staticmethod
     def takes(*convs):  # noqa: D102
         return FrontStep.takes(*convs[:2]) and ProjectStep.takes(convs[2])

@@ -81,6 +81,7 @@ def front_backward(dy, cache):
 class FrontStep(FusedStep):
     """A plain 1×1 convolution and a depthwise one, neither with a bias, each with batch norm and ReLU6."""
 
+    title = "front of a block"
     plain = kernels.Pair(front_forward, front_backward)
     pattern = FusedStep.pattern * 2
     needs_kernel = True

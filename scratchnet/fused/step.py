@@ -1,5 +1,7 @@
 """What a fused step does whatever it computes: it checks as its layers would, and keeps what its backward needs, once."""
 
+from typing import Any
+
 from scratchnet import kernels
 from scratchnet.cache import OneShotCache, located
 from scratchnet.device import kind_of
@@ -22,11 +24,13 @@ class FusedStep(OneShotCache):
         stages: (convolution, batch norm) for each convolution in it, in order.
         pattern: the classes of the layers; a class says its own.
         plain: the `kernels.Pair` of the file's own functions; a class says its own.
+        title: what a plan prints for it, where the layers' classes would be too long.
         needs_kernel: whether the layers are steps of their own where no kernel computes all of them.
     """
 
     plain: kernels.Pair
     pattern: tuple = (Conv2d, BatchNorm2d, ReLU6)
+    title: Any = ""
     needs_kernel = False
 
     @classmethod

@@ -5,7 +5,7 @@ from scratchnet.kernels.compiled.jit import ONE, SIX, ZERO, bare, everywhere, ji
 from scratchnet.kernels.compiled.rows import copy
 from scratchnet.kernels.cpu.buffers import empty
 
-COST = 10  # of a number, in multiply-adds (`jit.channels`)
+COST = 10  # of a number, in multiply-adds (`jit.everywhere`)
 
 
 def relu6_forward(x):

@@ -7,7 +7,7 @@ from scratchnet.kernels.compiled.jit import ZERO, bare, everywhere, jit, take
 from scratchnet.kernels.compiled.rows import combine, moments, products, scale
 from scratchnet.kernels.cpu.buffers import empty
 
-COST = 12  # of a number, in multiply-adds (`jit.channels`)
+COST = 12  # of a number, in multiply-adds (`jit.everywhere`)
 
 
 def batch_norm_forward(x, weight, bias, eps):
