@@ -103,7 +103,7 @@ TABLE: dict[tuple[str, str], Kernel] = {
         {"dy": Passes(1, 0, 1), "z": Passes(1, 0, 1), "de": Passes(1, 1, 3), "xc": Passes(1, 0, 1), "dx": w1},
         "rows", "e de",
     ),
-    # A whole block (kernels/compiled/block.py): w is z2, what the depthwise convolution puts out ---------------------------
+    # A whole block (kernels/compiled/block.py): w is z2, what the depthwise convolution puts out -------------------------
     ("block", "compiled"): Kernel(
         (N, N),
         # w: written with its moments, read by the projection; z: `moments`, then y of the same channel

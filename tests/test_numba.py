@@ -79,3 +79,14 @@ def test_the_compiled_code_is_kept_where_numba_is_told(tmp_path):
     assert len(kept) >= 2
     python(run, NUMBA_CACHE_DIR=str(tmp_path))
     assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+
+
+@needs_numba
+def test_the_first_folder_that_can_be_written_keeps_the_code(tmp_path):
+    from scratchnet.kernels.compiled.jit import cache_folder
+
+    (tmp_path / "file").write_text("")
+    folder = cache_folder(tmp_path / "file" / "no folder", tmp_path / "home")
+    assert folder.parent == tmp_path / "home" and folder.is_dir() and not list(folder.iterdir())
+    with pytest.raises(OSError, match="^no folder for compiled code can be written$"):
+        cache_folder(tmp_path / "file")

@@ -12,6 +12,7 @@ from runs import ROOT, SMALL, child, content, few_pictures, run
 
 import train_cifar
 from scratchnet.data import cifar10
+from scratchnet.kernels import compiled
 from scratchnet.program import flags
 from scratchnet.training import checkpoint, trainer
 
@@ -49,6 +50,12 @@ def test_header_says_network_and_machine(tmp_path, capsys):
         "seed 0",
     ):
         assert part in header
+
+
+def test_without_numba_a_line_says_what_it_would_bring(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compiled, "why_not", lambda: "Numba is not installed")
+    run("--out", tmp_path, "--epochs", "1")
+    assert "Numba is not installed: with the extra fast, pip install -e '.[fast]', a step" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

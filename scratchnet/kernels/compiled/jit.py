@@ -11,9 +11,11 @@ takes the number of its next part from a counter in memory (`take`) until there 
 nothing: parts are cut by shape alone, and write to places of their own.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import event, types
 from numba.extending import intrinsic
+from numba.misc.appdirs import user_cache_dir
 from numba.np.arrayobj import make_array, populate_array
 
 from scratchnet.kernels.cpu.buffers import empty
@@ -39,16 +42,15 @@ def jit(function, fastmath=frozenset(("contract", "reassoc"))):
 
     `fastmath` is what the compiler may do to sums: LLVM's words for one rounding less, and for another order.
 
-    What is compiled is kept on disk, in a folder for these very sources: where Numba's NUMBA_CACHE_DIR says, else beside
-    them; where neither can be written only in this process.
+    What is compiled is kept on disk (`cache_folder`), or only in this process where nothing can be written.
     """
     options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
     compiler: Any = numba.njit
     settings: Any = numba.config
     before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(Path(before or Path(__file__).parent / "__pycache__") / _SOURCES)
     try:
-        return compiler(cache=True, **options)(function)
+        settings.CACHE_DIR = str(_FOLDER or "")
+        return compiler(cache=_FOLDER is not None, **options)(function)
     except (RuntimeError, OSError):
         return compiler(**options)(function)
     finally:
@@ -60,13 +62,34 @@ def exact(function):
     return jit(function, ())
 
 
-def _digest():
-    """Of all files here: Numba looks only at the file of the function itself, and loops call those of other files."""
-    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return f"scratchnet-{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}"
+def cache_folder(*places):
+    """The folder for what these very sources become: the first that can be written.
+
+    Numba looks only at the file of the function itself, and loops call those of other files: so the name has a hash of all.
+
+    Args:
+        places: where it may lie; by default where Numba's NUMBA_CACHE_DIR says, or else beside the sources, or in the
+            user's cache folder.
+
+    Raises:
+        OSError: none can be written.
+    """
+    here, settings = Path(__file__).parent, vars(numba.config)
+    told = (settings["CACHE_DIR"],) if settings["CACHE_DIR"] else (here / "__pycache__", user_cache_dir("scratchnet"))
+    texts = (path.read_bytes() for path in sorted(here.glob("*.py")))
+    name = f"scratchnet-{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}"
+    for place in places or told:
+        with contextlib.suppress(OSError):
+            folder = Path(place) / name
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+    raise OSError("no folder for compiled code can be written")
 
 
-_SOURCES = _digest()
+_FOLDER: Path | None = None
+with contextlib.suppress(OSError):
+    _FOLDER = cache_folder()
 
 
 class _Announcement(event.Listener):
