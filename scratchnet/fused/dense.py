@@ -21,8 +21,7 @@ the three layers would.
 """
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_maps
-from scratchnet.fused.step import FusedStep
+from scratchnet.fused.step import MapsStep
 from scratchnet.layers.activation import clip
 from scratchnet.layers.conv import grouped_backward, grouped_forward
 
@@ -63,7 +62,7 @@ def dense_norm_relu6_backward(dy, cache):
     return dx, a * products, dgamma, dbeta  # (STEM.7)
 
 
-class DenseStep(FusedStep):
+class DenseStep(MapsStep):
     """A convolution of one group without a bias, batch norm and ReLU6, where a kernel takes all three."""
 
     plain = kernels.Pair(dense_norm_relu6_forward, dense_norm_relu6_backward)
@@ -76,13 +75,3 @@ class DenseStep(FusedStep):
     def pair(self, kind):  # noqa: D102
         conv = self.stages[0][0]
         return kernels.choose(self.plain, kind, groups=conv.groups, terms=conv.multiply_adds)
-
-    def compute(self, forward, x):  # noqa: D102
-        ((conv, norm),) = self.stages
-        parameters = conv.weight.data, norm.weight.data, norm.bias.data
-        y, *rest = forward(as_maps(x), *parameters, norm.eps, *conv.geometry)
-        return as_images(y), *rest
-
-    def differentiate(self, backward, dy, cache):  # noqa: D102
-        dx, *gradients = backward(as_maps(dy), cache)
-        return as_images(dx), *gradients

@@ -19,8 +19,7 @@ Of the arrays in between only zc is kept. A plan puts this in the place of the t
 """
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_maps
-from scratchnet.fused.step import FusedStep
+from scratchnet.fused.step import MapsStep
 from scratchnet.layers.activation import clip
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
 
@@ -62,7 +61,7 @@ def depthwise_norm_relu6_backward(dy, cache):
     return dx, a * products, dgamma, dbeta  # (DWF.6)
 
 
-class DepthwiseStep(FusedStep):
+class DepthwiseStep(MapsStep):
     """A depthwise convolution with one filter a channel and no bias, batch norm and ReLU6."""
 
     plain = kernels.Pair(depthwise_norm_relu6_forward, depthwise_norm_relu6_backward)
@@ -73,13 +72,3 @@ class DepthwiseStep(FusedStep):
 
     def pair(self, kind):  # noqa: D102
         return kernels.choose(self.plain, kind, window=self.stages[0][0].window)
-
-    def compute(self, forward, x):  # noqa: D102
-        ((conv, norm),) = self.stages
-        parameters = conv.weight.data, norm.weight.data, norm.bias.data
-        y, *rest = forward(as_maps(x), *parameters, norm.eps, *conv.geometry)
-        return as_images(y), *rest
-
-    def differentiate(self, backward, dy, cache):  # noqa: D102
-        dx, *gradients = backward(as_maps(dy), cache)
-        return as_images(dx), *gradients

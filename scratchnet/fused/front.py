@@ -25,9 +25,8 @@ products without dZ₁. A plan puts this in the place of the six layers (`FrontS
 """
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_maps
 from scratchnet.fused.depthwise import DepthwiseStep, depthwise_norm_relu6_backward, depthwise_norm_relu6_forward
-from scratchnet.fused.step import FusedStep
+from scratchnet.fused.step import MapsStep
 from scratchnet.layers.activation import clip
 
 
@@ -78,12 +77,12 @@ def front_backward(dy, cache):
     return dx, dweight[:, :, None, None], dgamma, dbeta, dweight2, dgamma2, dbeta2
 
 
-class FrontStep(FusedStep):
+class FrontStep(MapsStep):
     """A plain 1×1 convolution and a depthwise one, neither with a bias, each with batch norm and ReLU6."""
 
     title = "front of a block"
     plain = kernels.Pair(front_forward, front_backward)
-    pattern = FusedStep.pattern * 2
+    pattern = MapsStep.pattern * 2
     needs_kernel = True
 
     @staticmethod
@@ -93,12 +92,3 @@ class FrontStep(FusedStep):
 
     def pair(self, kind):  # noqa: D102
         return kernels.choose(self.plain, kind, window=self.stages[1][0].window)
-
-    def compute(self, forward, x):  # noqa: D102
-        arguments = [(conv.weight.data, norm.weight.data, norm.bias.data, norm.eps) for conv, norm in self.stages]
-        y, *rest = forward(as_maps(x), *arguments[0], *arguments[1], *self.stages[1][0].geometry)
-        return as_images(y), *rest
-
-    def differentiate(self, backward, dy, cache):  # noqa: D102
-        dx, *gradients = backward(as_maps(dy), cache)
-        return as_images(dx), *gradients

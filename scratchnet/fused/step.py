@@ -1,8 +1,10 @@
 """What a fused step does whatever it computes: it checks as its layers would, and keeps what its backward needs, once."""
 
+from itertools import chain
 from typing import Any
 
 from scratchnet import kernels
+from scratchnet.array import as_images, as_maps
 from scratchnet.cache import OneShotCache, located
 from scratchnet.device import kind_of
 from scratchnet.layers.activation import ReLU6
@@ -108,6 +110,19 @@ class FusedStep(OneShotCache):
                 norm.require_batch(shape)
             shapes.append(shape)
         return shapes
+
+
+class MapsStep(FusedStep):
+    """A step whose functions take and return activations as they lie in memory, (C, H, W, N)."""
+
+    def compute(self, forward, x):  # noqa: D102
+        parameters = [(conv.weight.data, norm.weight.data, norm.bias.data, norm.eps) for conv, norm in self.stages]
+        y, *rest = forward(as_maps(x), *chain.from_iterable(parameters), *self.stages[-1][0].geometry)
+        return as_images(y), *rest
+
+    def differentiate(self, backward, dy, cache):  # noqa: D102
+        dx, *gradients = backward(as_maps(dy), cache)
+        return as_images(dx), *gradients
 
 
 def stages_of(layers):

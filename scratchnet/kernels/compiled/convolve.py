@@ -12,6 +12,8 @@ comes behind it: (whether batch norm and ReLU6 do, their mean, a, beta, and the 
 from scratchnet.kernels.compiled.jit import ZERO, jit
 from scratchnet.kernels.compiled.rows import copy, lay_out, make_h, sums, taps, taps_back
 
+SUMS = 11  # of `convolve_back`: nine for dweight, two for what may come before
+
 
 @jit
 def convolve(x, before, weight, n, stride, height, ring, z):

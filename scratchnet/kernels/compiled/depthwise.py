@@ -8,13 +8,12 @@ h, which is made a row at a time and never stored.
 
 import numpy as np
 
-from scratchnet.kernels.compiled.convolve import convolve, convolve_back
+from scratchnet.kernels.compiled.convolve import SUMS, convolve, convolve_back
 from scratchnet.kernels.compiled.jit import SIX, ZERO, bare, everywhere, jit, take, told
 from scratchnet.kernels.compiled.rows import masked_sums, scale_and_clip
 from scratchnet.kernels.cpu.buffers import empty
 
 COST = 32  # of a number of x, in multiply-adds (`jit.everywhere`)
-SUMS = 11  # of `convolve_back`: nine for dweight, two for what may come before
 
 
 def depthwise_forward(x, weight, stride, padding, dilation):

@@ -10,14 +10,12 @@ Every number is one chain of additions, each fused with its product, in the orde
 end or thread it falls to: so its bits depend on nothing else.
 """
 
-import ctypes
-
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
+from numba.np.arrayobj import make_array
 
 from scratchnet.kernels.compiled.jit import PYTHON
 
@@ -32,11 +30,6 @@ FUSES = bool(_features.get("fma")) or llvmlite.binding.get_process_triple().star
 INT, INDEX, BIT = ir.IntType(32), ir.IntType(64), ir.IntType(1)
 
 if PYTHON:
-
-    def memory(address, like, size):
-        """`size` numbers of the dtype of `like` that lie at an address."""
-        numbers = (ctypes.c_char * (int(size) * like.itemsize)).from_address(int(address))
-        return np.frombuffer(numbers, like.dtype)
 
     @np.errstate(all="ignore")  # as in compiled code
     def tile(w, r, x, c, count, bias, more, add, y, clip):
@@ -71,26 +64,6 @@ if PYTHON:
                 y[at : at + lanes] = np.clip(total, 0, 6) if clip else total
 
 else:
-
-    @intrinsic
-    def memory(typing_context, address, like, size):
-        """`size` numbers of the dtype of `like` that lie at an address."""
-        made = types.Array(like.dtype, 1, "C")
-
-        def code(context, builder, signature, arguments):
-            view, real = make_array(made)(context, builder), context.get_value_type(like.dtype)
-            itemsize = INDEX(context.get_abi_sizeof(real))
-            data = builder.inttoptr(arguments[0], real.as_pointer())
-            parts = {
-                "data": data,
-                "shape": [arguments[2]],
-                "strides": [itemsize],
-                "itemsize": itemsize,
-                "meminfo": None,
-            }
-            return populate_array(view, **parts)._getvalue()
-
-        return made(address, like, size), code
 
     class _Vectors:
         """Instructions on vectors of one dtype."""

@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchnet.kernels.compiled.blas import PANEL, multiply, multiply_transposed
-from scratchnet.kernels.compiled.convolve import convolve, convolve_back
+from scratchnet.kernels.compiled.convolve import SUMS, convolve, convolve_back
 from scratchnet.kernels.compiled.jit import bare, jit, take, told
 from scratchnet.kernels.compiled.rows import combine, masked_sums, moments, scale_and_clip
-
-SUMS = 11  # of `convolve_back`: nine for dweight, two for what comes before
 
 
 class Stage(NamedTuple):

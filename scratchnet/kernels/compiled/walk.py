@@ -15,8 +15,8 @@ Weights are read where they lie, so that a program never holds values that have 
 parts by its shape, and a thread takes one after another (meeting.py).
 """
 
-from scratchnet.kernels.compiled.jit import BLOCK, ZERO, bare, jit, take
-from scratchnet.kernels.compiled.lanes import LANE_BYTES, ROWS, VECTORS, end_tile, memory, nine_taps, tile, wide_tile
+from scratchnet.kernels.compiled.jit import BLOCK, ZERO, bare, jit, numbers_at, take
+from scratchnet.kernels.compiled.lanes import LANE_BYTES, ROWS, VECTORS, end_tile, nine_taps, tile, wide_tile
 from scratchnet.kernels.compiled.meeting import finish, wait
 
 PRODUCT, EXPAND, TAPS, DENSE, MEAN, TURN = range(6)
@@ -85,8 +85,8 @@ def _multiply(w, rows, x, columns, bias, more, add, y, clip):
 
 @jit
 def _product(row, part, arena):
-    w = memory(row[W], arena, row[Y_ROWS] * row[X_ROWS]).reshape(row[Y_ROWS], row[X_ROWS])
-    bias = memory(row[B], arena, row[Y_ROWS])
+    w = numbers_at(row[W], row[Y_ROWS] * row[X_ROWS], arena).reshape(row[Y_ROWS], row[X_ROWS])
+    bias = numbers_at(row[B], row[Y_ROWS], arena)
     x, y = _matrix(row[X], row[X_ROWS], row[X_LD], arena), _matrix(row[Y], row[Y_ROWS], row[LD], arena)
     add = row[MORE] >= 0
     more = _matrix(row[MORE], row[Y_ROWS], row[MORE_LD], arena) if add else y
@@ -99,13 +99,13 @@ def _product(row, part, arena):
 @jit
 def _taps(row, part, masks, arena, own):
     """EXPAND and TAPS, BUNCH channels at a time, which lie in `own` with OWN_LD numbers before and behind them."""
-    weights, bias = memory(row[W_TAPS], arena, 9 * row[Y_ROWS]), memory(row[B_TAPS], arena, row[Y_ROWS])
+    weights, bias = numbers_at(row[W_TAPS], 9 * row[Y_ROWS], arena), numbers_at(row[B_TAPS], row[Y_ROWS], arena)
     first, last = _piece(row[Y_ROWS], part, row[PARTS], ROWS)
     if row[KIND] == TAPS:
         _filter(row, arena, row[X] + first * row[X_LD], row[X_LD], first, last, weights, bias, masks, arena, own)
         return
-    w = memory(row[W], arena, row[Y_ROWS] * row[X_ROWS]).reshape(row[Y_ROWS], row[X_ROWS])
-    b, x = memory(row[B], arena, row[Y_ROWS]), _matrix(row[X], row[X_ROWS], row[X_LD], arena)
+    w = numbers_at(row[W], row[Y_ROWS] * row[X_ROWS], arena).reshape(row[Y_ROWS], row[X_ROWS])
+    b, x = numbers_at(row[B], row[Y_ROWS], arena), _matrix(row[X], row[X_ROWS], row[X_LD], arena)
     wide = _matrix(row[OWN_LD], row[BUNCH], row[OWN_LD], own)
     for r in range(first, last, row[BUNCH]):
         to = min(r + row[BUNCH], last)
@@ -140,8 +140,8 @@ def _filter(row, x, start, apart, c, end, weights, bias, masks, arena, own):
 def _dense(row, part, arena, own):
     """Some columns of a convolution."""
     taps = row[DOWN] * row[ACROSS]
-    w = memory(row[W], arena, row[Y_ROWS] * row[X_ROWS] * taps).reshape(row[Y_ROWS], row[X_ROWS] * taps)
-    bias = memory(row[B], arena, row[Y_ROWS])
+    w = numbers_at(row[W], row[Y_ROWS] * row[X_ROWS] * taps, arena).reshape(row[Y_ROWS], row[X_ROWS] * taps)
+    bias = numbers_at(row[B], row[Y_ROWS], arena)
     first, last = part * row[TOGETHER], min((part + 1) * row[TOGETHER], row[COLUMNS])
     cols = _matrix(0, row[X_ROWS] * taps, row[OWN_LD], own)
     for k in range(len(cols)):
