@@ -32,7 +32,7 @@ class Console:
         self._log: Any = None  # stays open: the file that it is, wherever its folder goes
         self._said = time.monotonic()
         self._steps = 0  # that a run has before it, as long as nobody has said how long they take
-        self._measured = [0, 0.0]  # steps of training since then, and their seconds
+        self._measured = [-1, 0.0]  # steps of training since then, and their seconds, but for the first: it may compile
         self.interactive = sys.stderr.isatty()
         self._seen = self.interactive and sys.stdout.isatty()
 
@@ -85,11 +85,12 @@ class Console:
     def _progress(self, bar, steps, seconds):
         """Called when a bar went on by `steps`, which took `seconds`."""
         if bar.training and self._steps:
-            self._measured = [self._measured[0] + steps, self._measured[1] + seconds]
+            first = self._measured[0] < 0
+            self._measured = [self._measured[0] + steps, 0.0 if first else self._measured[1] + seconds]
         if self._measured[0] >= STEPS and self._measured[1] >= SECONDS:
             each = self._measured[1] / self._measured[0]
             self.say(f"time      about {_duration(self._steps * each)} of training, {each:.2g} s a step")
-            self._steps, self._measured = 0, [0, 0.0]
+            self._steps, self._measured = 0, [-1, 0.0]
         elif not self._seen and time.monotonic() - self._said >= ALIVE:
             self.say(f"{bar.title}: {bar.n} of {bar.total} batches" + (f", {bar.postfix}" if bar.postfix else ""))
 
