@@ -173,6 +173,8 @@ ROWS = [
     Row("1×1, norm, ReLU6", chain(EXPAND, norm(6), sn.ReLU6), (4, 3, 5, 7)),
     Row("depthwise, batch norm, ReLU6", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3)),
     Row("depthwise, batch norm, ReLU6 in slabs", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3), cut=True),
+    Row("projection", chain(conv(4, 3, 1, bias=False), norm(3)), X),
+    Row("projection with shortcut", chain(conv(4, 4, 1, bias=False), norm(4), container=sn.Residual), X),
     Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),
     Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
 ]

@@ -36,6 +36,8 @@ TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the la
     "1×1, norm, ReLU6": 4,
     "depthwise, batch norm, ReLU6": 4,
     "depthwise, batch norm, ReLU6 in slabs": 4,
+    "projection": 4,
+    "projection with shortcut": 4,
     "block with shortcut": 16,
     "block, stride": 16,
     "block in slabs": 16,
