@@ -330,6 +330,22 @@ def test_of_equal_numbers_far_from_zero_nothing_but_the_bias_is_left(name, shape
 
 
 @needs_numba
+@pytest.mark.parametrize("kink", [0.0, 6.0])
+@pytest.mark.parametrize(
+    ("name", "dbeta"),
+    [("depthwise_norm_relu6", 6), ("dense_norm_relu6", 6), ("conv_norm_relu6", 6), ("front", 8), ("block", 10)],
+)
+def test_at_a_kink_of_relu6_nothing_comes_back(name, dbeta, kink):
+    """Where gamma is 0 every number behind the (first) batch norm is beta, exactly."""
+    call = Call(name, (C, 7, 9, 4))
+    _, gamma, beta, *_ = call.args[1] if name == "block" else call.args[1:]
+    gamma[...], beta[...] = 0, kink
+    for which in ("compiled", False):
+        results = call.results(which, np.float32)
+        assert not results[dbeta].any() and not results[dbeta - 3].any()  # dbeta, and dx
+
+
+@needs_numba
 @pytest.mark.parametrize(
     ("options", "version"),
     [
