@@ -101,7 +101,8 @@ def notices(mutant, folder):
         "-p",
         "no:hypothesispytest",
     ]
-    command += ["tests/test_compiled.py", "tests/test_augment.py", "-k", CHOSEN]
+    command += [f"tests/{name}.py" for name in ("test_compiled", "test_augment", "test_dense", "test_fused_dense")]
+    command += ["-k", CHOSEN]
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=SECONDS)
@@ -112,7 +113,7 @@ def notices(mutant, folder):
         path.write_text(kept)
 
 
-CHOSEN = "(plain_function and not 9) or updates or kink or one_compiled_pass or (equal_numbers and 9)"
+CHOSEN = "(plain_function and not 9) or updates or kink or one_compiled_pass or dense or (equal_numbers and 9)"
 
 
 def main():
