@@ -9,6 +9,7 @@ import numpy as np
 
 from scratchnet.kernels.compiled import strips as loops
 from scratchnet.kernels.compiled.blas import WITHOUT_PACKING, blas
+from scratchnet.kernels.compiled.depthwise import flat, rows
 from scratchnet.kernels.compiled.jit import everywhere
 from scratchnet.kernels.cpu.buffers import empty
 from scratchnet.windows import output_size
@@ -40,7 +41,7 @@ def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilat
     totals = _convolve(plan, x, weight, z)
     mean, var, inv_std = np.empty((3, len(z)), x.dtype)
     numbers = x.dtype.type(eps), x.dtype.type(z[0].size)
-    arrays = _flat(z), totals, gamma, beta, *numbers, _flat(y), mean, var, inv_std
+    arrays = flat(z), totals, gamma, beta, *numbers, flat(y), mean, var, inv_std
     everywhere(loops.normalise, len(z), z.size * COST, *arrays)
     return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, (stride, padding, dilation))
 
@@ -50,7 +51,7 @@ def dense_norm_relu6_backward(dy, cache):
     x, weight, z, gamma, beta, mean, inv_std, (stride, padding, dilation) = cache
     norm = np.empty((len(z), 5), x.dtype)
     dgamma, dbeta = np.empty((2, len(z)), x.dtype)
-    arrays = _flat(dy), _flat(z), gamma, beta, mean, inv_std, x.dtype.type(z[0].size), norm, dgamma, dbeta
+    arrays = flat(dy), flat(z), gamma, beta, mean, inv_std, x.dtype.type(z[0].size), norm, dgamma, dbeta
     everywhere(loops.masked, len(z), z.size * COST, *arrays)
     a = norm[:, 1].reshape(-1, 1, 1, 1)
     plan = _Cut(x, weight, stride, padding, dilation)
@@ -74,15 +75,15 @@ class _Cut:
         """An array for the output."""
         return empty(self.shape, self.dtype)
 
-    def scratch(self, rows):
+    def scratch(self, count):
         """So many rows of a strip, for a thread."""
-        return (rows, self.pixels * self.shape[3]), self.dtype
+        return (count, self.pixels * self.shape[3]), self.dtype
 
 
 def _convolve(plan, x, weight, z):
     """Z, and what the numbers of its rows add up to in each part (parts, O)."""
     totals = np.empty((plan.parts, len(z)), z.dtype)
-    arrays = blas(x.dtype), _rows(x), _matrix(weight), plan.geometry, plan.pixels, z.shape[1], _flat(z), totals
+    arrays = blas(x.dtype), rows(x), _matrix(weight), plan.geometry, plan.pixels, z.shape[1], flat(z), totals
     everywhere(loops.forward, plan.parts, plan.work, *arrays, scratch=plan.scratch(plan.terms + len(z)))
     return totals
 
@@ -93,30 +94,22 @@ def _differentiate(plan, dy, z, norm, fused, x, weight):
     dmatrix = np.empty((plan.parts, *matrix.shape), x.dtype)
     dx = empty(x.shape, x.dtype)
     apart = empty((plan.parts if plan.parts > 1 else 0, *x.shape[:2], x[0, 0].size), x.dtype)
-    kept = _rows(x), np.ascontiguousarray(matrix.T), plan.geometry, plan.pixels, height
+    kept = rows(x), np.ascontiguousarray(matrix.T), plan.geometry, plan.pixels, height
     arrays = (
         blas(x.dtype),
-        _flat(dy),
-        _flat(z),
+        flat(dy),
+        flat(z),
         norm,
         fused,
         *kept,
-        _rows(dx)[None] if plan.parts == 1 else apart,
+        rows(dx)[None] if plan.parts == 1 else apart,
         dmatrix,
     )
     scratch = plan.scratch(plan.terms + len(matrix))
     everywhere(loops.backward, plan.parts, 2 * plan.work, *arrays, scratch=scratch)
     if plan.parts > 1:
-        everywhere(loops.gather, x.shape[1], dx.size * COST, apart, plan.geometry, height, _rows(dx))
+        everywhere(loops.gather, x.shape[1], dx.size * COST, apart, plan.geometry, height, rows(dx))
     return dx, dmatrix.sum(axis=0).reshape(weight.shape)
-
-
-def _rows(maps):
-    return maps.reshape(*maps.shape[:2], -1)  # (C, H, W, N) -> (C, H, W·N)
-
-
-def _flat(maps):
-    return maps.reshape(len(maps), -1)  # (O, OH, OW, N) -> (O, M)
 
 
 def _matrix(weight):

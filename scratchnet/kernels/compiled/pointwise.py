@@ -9,16 +9,14 @@ import numpy as np
 from scratchnet.array import as_images, as_matrix
 from scratchnet.kernels.compiled.blas import PANEL, blas, multiply, multiply_transposed
 from scratchnet.kernels.compiled.jit import ONE, ZERO, bare, everywhere, jit, take
+from scratchnet.kernels.compiled.norm import norm_add, norm_back
 from scratchnet.kernels.compiled.rows import (
-    combine,
     copy,
     masked_gradient,
     masked_sums,
     moments,
     place,
-    products,
     scale,
-    scale_add,
     scale_and_clip,
 )
 from scratchnet.kernels.cpu.buffers import empty
@@ -59,27 +57,13 @@ def project_forward(x, weight, gamma, beta, eps, shortcut=None):
 def project_backward(dy, cache):
     """Over dy and z two passes, over x and dx one."""
     rows, weight, z, gamma, mean, inv_std = cache
-    dx, (dz, dgamma, dbeta) = empty(rows.shape, rows.dtype), norm_back(as_matrix(dy), z, gamma, mean, inv_std)
+    dx, dz = empty(rows.shape, rows.dtype), apart(z.shape, z.dtype)
+    dgamma, dbeta = norm_back(as_matrix(dy), z, gamma, mean, inv_std, dz)
     transposed, dtransposed = np.ascontiguousarray(weight[:, :, 0, 0].T), np.empty(weight.shape[1::-1], z.dtype)
     few, arrays = few_rows(len(rows), rows[0].nbytes), (dz, rows, transposed, dx, dtransposed)
     parts, work = -(-len(rows) // few), 2 * rows.size * len(z)
     everywhere(_both_gradients, parts, work, blas(z.dtype), *arrays, few, scratch=((few, PANEL), z.dtype))
     return as_images(dx, dy), np.ascontiguousarray(dtransposed.T)[:, :, None, None], dgamma, dbeta
-
-
-def norm_add(z, gamma, beta, eps, shortcut=None):
-    """Batch norm of z (O, M), and what is added to it: y, mean, variance, 1/√(variance + eps) (PROJ.2)."""
-    y, (mean, var, inv_std) = empty(z.shape, z.dtype), np.empty((3, len(z)), z.dtype)
-    arrays = z, gamma, beta, eps, shortcut is not None, y if shortcut is None else shortcut, y, mean, var, inv_std
-    everywhere(_norm_add, len(z), z.size * PASSES, *arrays)
-    return y, mean, var, inv_std
-
-
-def norm_back(dy, z, gamma, mean, inv_std):
-    """Batch norm's dz, with its rows apart, dgamma and dbeta."""
-    dz, (dgamma, dbeta) = apart(z.shape, z.dtype), np.empty((2, len(z)), z.dtype)
-    everywhere(_norm_back, len(z), z.size * PASSES, dy, z, gamma, mean, inv_std, dz, dgamma, dbeta)
-    return dz, dgamma, dbeta
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
@@ -158,12 +142,11 @@ def _centre(counter, x, centred, mean):
 @jit
 def _weight_gradient(counter, found, dy, x, dweight, few):
     dy, x, dweight = bare(dy), bare(x), bare(dweight)
-    columns = PANEL
     r = take(counter) * few
     while r < len(dy):
         to = min(r + few, len(dy))
-        for k in range(0, x.shape[1], columns):
-            end = min(k + columns, x.shape[1])
+        for k in range(0, x.shape[1], PANEL):
+            end = min(k + PANEL, x.shape[1])
             multiply_transposed(found, dy[r:to, k:end], x[:, k:end], dweight[r:to], k > 0)  # (CONV.5)
         r = take(counter) * few
 
@@ -172,46 +155,17 @@ def _weight_gradient(counter, found, dy, x, dweight, few):
 def _both_gradients(counter, found, dz, x, transposed, dx, dtransposed, few, panel):
     """A few channels of x: their dx, and their columns of dweight."""
     dz, x, transposed, dx, dtransposed = bare(dz), bare(x), bare(transposed), bare(dx), bare(dtransposed)
-    columns, panel = PANEL, bare(panel)
+    panel = bare(panel)
     r = take(counter) * few
     while r < len(x):
         to = min(r + few, len(x))
-        for k in range(0, x.shape[1], columns):
-            end = min(k + columns, x.shape[1])
+        for k in range(0, x.shape[1], PANEL):
+            end = min(k + PANEL, x.shape[1])
             multiply(found, transposed[r:to], dz[:, k:end], dx[r:to, k:end], False)  # (CONV.6)
             for c in range(r, to):
                 copy(x[c, k:end], panel[c - r, : end - k])
             multiply_transposed(found, panel[: to - r, : end - k], dz[:, k:end], dtransposed[r:to], k > 0)  # (CONV.5)
         r = take(counter) * few
-
-
-@jit
-def _norm_add(counter, z, gamma, beta, eps, adds, shortcut, y, mean, var, inv_std):
-    z, shortcut, y = bare(z), bare(shortcut), bare(y)
-    c = take(counter)
-    while c < len(z):
-        mean[c], var[c] = moments(z[c])  # (BN.1), (BN.2)
-        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)
-        a = gamma[c] * inv_std[c]
-        if adds:
-            scale_add(z[c], mean[c], a, beta[c], shortcut[c], y[c])  # (PROJ.2)
-        else:
-            scale(z[c], mean[c], a, beta[c], y[c])
-        c = take(counter)
-
-
-@jit
-def _norm_back(counter, dy, z, gamma, mean, inv_std, dz, dgamma, dbeta):
-    dy, z, dz = bare(dy), bare(z), bare(dz)
-    count = z.dtype.type(z.shape[1])
-    c = take(counter)
-    while c < len(z):
-        s, q = products(dy[c], z[c], mean[c])
-        dbeta[c] = s  # (BN.5)
-        dgamma[c] = q * inv_std[c]  # (BN.6)
-        terms = dbeta[c] / count, inv_std[c] * dgamma[c] / count
-        combine(dy[c], z[c], mean[c], gamma[c] * inv_std[c], terms[0], terms[1], dz[c, : z.shape[1]])  # (BN.7)
-        c = take(counter)
 
 
 @jit
@@ -231,7 +185,7 @@ def _norm_relu6(counter, found, x, weight, gamma, beta, eps, z, y, mean, var, in
 @jit
 def _norm_relu6_back(counter, found, dy, z, x, gamma, beta, mean, inv_std, dz, dweight, dgamma, dbeta, few):
     dy, z, x, dz, dweight = bare(dy), bare(z), bare(x), bare(dz), bare(dweight)
-    columns, count = PANEL, z.dtype.type(z.shape[1])
+    count = z.dtype.type(z.shape[1])
     r = take(counter) * few
     while r < len(z):
         to = min(r + few, len(z))
@@ -242,7 +196,7 @@ def _norm_relu6_back(counter, found, dy, z, x, gamma, beta, mean, inv_std, dz, d
             dgamma[c] = q * inv_std[c]  # (BN.6)
             terms = dbeta[c] / count, inv_std[c] * dgamma[c] / count
             masked_gradient(dy[c], z[c], mean[c], a, beta[c], terms[0], terms[1], dz[c, : z.shape[1]])  # (BN.7)
-        for k in range(0, z.shape[1], columns):
-            end = min(k + columns, z.shape[1])
+        for k in range(0, z.shape[1], PANEL):
+            end = min(k + PANEL, z.shape[1])
             multiply_transposed(found, dz[r:to, k:end], x[:, k:end], dweight[r:to], k > 0)  # (CONV.5)
         r = take(counter) * few
