@@ -18,6 +18,7 @@ from scratchnet.plan import Plan, plan
 from scratchnet.sequential import Residual, Sequential
 from scratchnet.kernels import use_kernels
 from scratchnet.kernels.cpu.buffers import free_memory
+from scratchnet.parallel import ranks
 from scratchnet.parallel.threads import get_num_threads, set_num_threads
 from scratchnet.training.optim import SGD, Adam, AdamW
 from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck
@@ -28,7 +29,7 @@ __all__ = [
     "Module", "Parameter", "Sequential", "Residual", "Plan", "plan", "fold_batch_norm",
     "Flatten", "Linear", "ReLU", "ReLU6", "CrossEntropyLoss", "BatchNorm2d", "Conv2d",
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
-    "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
+    "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
     "SGD", "Adam", "AdamW",
     "GradcheckReport", "GradientMismatch", "gradcheck",
 ]  # fmt: skip
