@@ -175,6 +175,11 @@ def sum_over_ranks(*arrays):
     return summed[0] if len(arrays) == 1 else summed
 
 
+def pools():
+    """Whether batch norm's sums are over more than this rank's pictures."""
+    return size > 1 and not local_batch_norm
+
+
 def pooled_moments(mean, var, count):
     """Mean, biased variance and number of all ranks' values, (BN.11) and (BN.12), from those of this rank's.
 
@@ -185,7 +190,7 @@ def pooled_moments(mean, var, count):
     Returns:
         The same for all ranks together; just what was given for `local_batch_norm`.
     """
-    if size == 1 or local_batch_norm:
+    if not pools():
         return mean, var, count
     channels, sent = mean.size, np.empty(2 * mean.size + 1)
     sent[:channels], sent[channels:-1] = _on_host(mean).ravel(), _on_host(var).ravel()
@@ -201,7 +206,7 @@ def pooled_moments(mean, var, count):
 
 def pooled_sums(*sums):
     """The sums of batch norm's backward (BN.5), (BN.6) over all ranks; just what was given for `local_batch_norm`."""
-    return list(sums) if local_batch_norm else sum_over_ranks(*sums)
+    return sum_over_ranks(*sums) if pools() else list(sums)
 
 
 def sum_gradients(parameters):
