@@ -66,39 +66,26 @@ def forward(counter, found, x, known, one, eps1, var1, two, var2, sizes, z, scra
                 one.mean[c], var1[c] = moments(z1)  # (BN.1), (BN.2)
             one.inv_std[c] = 1.0 / np.sqrt(var1[c] + eps1)
             before = told(True), one.mean[c], one.gamma[c] * one.inv_std[c], one.beta[c]  # (FRONT.2)
-            statistics = convolve(
-                z1.reshape(height, -1), before, weight2[c], n, stride, height2, ring, z[c]
-            )  # (CONV.8)
-            two.mean[c], var2[c] = statistics
+            moments2 = convolve(z1.reshape(height, -1), before, weight2[c], n, stride, height2, ring, z[c])  # (CONV.8)
+            two.mean[c], var2[c] = moments2
         first = take(counter) * few
 
 
 @jit
 def backward(counter, found, dy, dz3, matrix3, dmatrix3, z, x, one, two, sizes, counts, dz1, sums1, sums2, scratch):
     """dz1 and the gradients of both stages: all of `behind`, `front` and (BN.7), a slab at a time."""
-    dz3, matrix3, dmatrix3, dy, z, x, dz1 = (
-        bare(dz3),
-        bare(matrix3),
-        bare(dmatrix3),
-        bare(dy),
-        bare(z),
-        bare(x),
-        bare(dz1),
-    )
-    few, m, m2 = sizes.few, sizes.m, z.shape[1]
-    slab, ring, dys, panel = _places(scratch, sizes, m2, len(matrix3) > 0)
+    dz3, matrix3, dmatrix3 = bare(dz3), bare(matrix3), bare(dmatrix3)
+    dy, z, x, dz1 = bare(dy), bare(z), bare(x), bare(dz1)
+    few, m, projects = sizes.few, sizes.m, len(matrix3) > 0
+    slab, ring, dys, panel = _places(scratch, sizes, z.shape[1], projects)
     first = take(counter) * few
     while first < len(z):
         last = min(first + few, len(z))
-        if len(matrix3):
+        if projects:
             _project_back(found, dz3, matrix3, dmatrix3, z, two, first, last, dys, panel)
-            _sums_behind(dys, first, z, two, first, last, sums2)
-            _front_back(
-                found, dys, first, z, x, one, two, sizes, counts, sums2, first, last, dz1, sums1, sums2, slab, ring
-            )
-        else:
-            _sums_behind(dy, 0, z, two, first, last, sums2)
-            _front_back(found, dy, 0, z, x, one, two, sizes, counts, sums2, first, last, dz1, sums1, sums2, slab, ring)
+        rows, base = (dys, first) if projects else (dy, 0)
+        _sums_behind(rows, base, z, two, first, last, sums2)
+        _front_back(found, rows, base, z, x, one, two, sizes, counts, sums2, first, last, dz1, sums1, sums2, slab, ring)
         for k in range(0, m, PANEL):
             end = min(k + PANEL, m)
             for c in range(first, last):
