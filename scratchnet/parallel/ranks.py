@@ -169,7 +169,7 @@ def sum_over_ranks(*arrays):
     if _weightless:
         sent = np.zeros_like(sent)
     summed = [
-        to_device(total, device_of(array)) if is_array(array) else total.item()
+        _like(total, array) if is_array(array) else total.item()
         for array, total in zip(arrays, _sum(sent), strict=True)
     ]
     return summed[0] if len(arrays) == 1 else summed
@@ -185,7 +185,34 @@ def pooled_moments(mean, var, count):
     Returns:
         The same for all ranks together; just what was given for `local_batch_norm`.
     """
-    if size == 1 or local_batch_norm:
+    return (mean, var, count) if local_batch_norm else _pool(mean, var, count)
+
+
+def pooled_mean(mean, count):
+    """Of `pooled_moments` the mean and the number alone."""
+    mean, _, count = pooled_moments(mean, mean, count)
+    return mean, count
+
+
+def moments_to_track(mean, var, count):
+    """Mean, biased variance and number of all ranks' values, for batch norm's running statistics.
+
+    Args:
+        mean, var: what `pooled_moments` gave: this rank's own for `local_batch_norm`.
+        count: values a channel of this rank.
+    """
+    return _pool(mean, var, count) if local_batch_norm else (mean, var, sum_over_ranks(count))
+
+
+def pooled_sums(*sums):
+    """The sums of batch norm's backward (BN.5), (BN.6) over all ranks; just what was given for `local_batch_norm`."""
+    if local_batch_norm:
+        return sums[0] if len(sums) == 1 else list(sums)
+    return sum_over_ranks(*sums)
+
+
+def _pool(mean, var, count):
+    if size == 1:
         return mean, var, count
     channels, sent = mean.size, np.empty(2 * mean.size + 1)
     sent[:channels], sent[channels:-1] = _on_host(mean).ravel(), _on_host(var).ravel()
@@ -197,11 +224,6 @@ def pooled_moments(mean, var, count):
     pooled = (weights * means).sum(axis=0)  # (BN.11)
     spread = (weights * (variances + (means - pooled) ** 2)).sum(axis=0)  # (BN.12)
     return _like(pooled, mean), _like(spread, var), int(total)
-
-
-def pooled_sums(*sums):
-    """The sums of batch norm's backward (BN.5), (BN.6) over all ranks; just what was given for `local_batch_norm`."""
-    return list(sums) if local_batch_norm else sum_over_ranks(*sums)
 
 
 def sum_gradients(parameters):
@@ -257,7 +279,7 @@ def _on_host(array):
 
 
 def _like(array, other):
-    return to_device(array.astype(other.dtype).reshape(other.shape), device_of(other))
+    return to_device(np.asarray(array, other.dtype).reshape(other.shape), device_of(other))
 
 
 def _gather(array):
