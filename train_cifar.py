@@ -20,9 +20,9 @@ from scratchnet.program.console import Console, outlive_terminal
 from scratchnet.program.ending import fail
 from scratchnet.program.flags import flags_of, parse
 from scratchnet.program.folder import run_folder
-from scratchnet.program.launch import say_started, take_terminal
 from scratchnet.program.memory import bytes_per_picture, make_fitting, out_of_memory, room, too_large
 from scratchnet.program.parser import UsageError
+from scratchnet.program.rank import take_terminal
 from scratchnet.program.report import say_header, say_result, write_result
 from scratchnet.program.resume import resume
 from scratchnet.program.setup import (
@@ -85,7 +85,6 @@ def start_as_rank():
         raise UsageError(
             "started as one of several processes, which need mpi4py to work together: pip install -e '.[fast]'"
         ) from None
-    say_started()
 
 
 def train(folder, args, parts, data, test, source, console):

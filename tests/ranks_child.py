@@ -1,6 +1,6 @@
 """train_cifar.py on a tiny network and few pictures, as one rank of several, with a fault at a step of a rank.
 
-    python ranks_child.py FAULT RANK STEP MARK FLAG …      MARK: a file that is written when it happens
+python ranks_child.py FAULT RANK STEP MARK FLAG …      MARK: a file that is written when it happens
 """
 
 import os
@@ -8,8 +8,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
 from runs import make_tiny
 
 import scratchnet as sn
@@ -49,7 +49,7 @@ FAULTS = {
 
 def main(fault, rank, step, mark, *flags):
     sn.use_kernels("numpy")  # nothing to compile
-    make_tiny(pytest.MonkeyPatch())
+    make_tiny(SimpleNamespace(setattr=setattr))
     original, done = trainer.train_step, 0
 
     def counted(model, *args):

@@ -50,7 +50,10 @@ class RankFailed(RuntimeError):
 
     def __init__(self, message, exit_code=1):
         super().__init__(message)
-        self.exit_code = exit_code
+        self.message, self.exit_code = message, exit_code
+
+    def __str__(self):
+        return self.message  # whatever layer it came through (cache.located): it is none's fault
 
 
 class Traffic:

@@ -167,7 +167,6 @@ class Trainer:
     def _close_epoch(self):
         """Validate, say the epoch's line, then write its files; resuming takes a line back that no checkpoint followed."""
         before = self._state()  # is finite: after validation one would not know what is not
-        self._require_one_state(before[0])
         batches = self.console.follow(self.validation, "validation")
         with self.average.in_place() if self.average else nullcontext():  # the plain loss, as in the test
             val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device)
@@ -236,8 +235,9 @@ class Trainer:
             digest.update(np.ascontiguousarray(array).data)
         if others := ranks.those_that_differ(digest.digest()):
             raise ranks.RankFailed(
-                f"rank {', '.join(map(str, others))}: other weights than rank 0 at the end of epoch {self.epoch + 1}, by a "
-                f"fault of a machine or of this program; {self.out / checkpoint.LAST} holds the last good state, if any"
+                f"rank {', '.join(map(str, others))}: other weights than rank 0 after step {self.batch} of epoch "
+                f"{self.epoch + 1}, by a fault of a machine or of this program; {self.out / checkpoint.LAST} holds the "
+                "last good state, if any"
             )
 
     def save(self):
@@ -254,11 +254,12 @@ class Trainer:
         return state
 
     def _state(self):
-        """The arrays, all of them finite, and the header of best.npz; that of last.npz has more fields."""
+        """The arrays, finite and the same on all ranks, and the header of best.npz; that of last.npz has more fields."""
         arrays = {key: to_device(value, "cpu") for key, value in self._arrays().items()}
         if bad := not_finite(arrays):
             self._stop(bad, self.steps_done - 1)
         self._require_finite(float(self.loss.sum), "the loss")
+        self._require_one_state(arrays)
         header = {
             "config": self.config, "epoch": self.epoch, "batch": self.batch, "best": self.record.best,
             "loss": [float(self.loss.sum), self.loss.count], "accuracy": [float(self.accuracy.sum), self.accuracy.count],
