@@ -37,6 +37,7 @@ SMALL = 1 << 15  # bytes from all ranks together, up to which each adds up every
 POLLS = 200  # looks at a message before a waiting rank lets others use its core
 PATIENCE = 0.02  # seconds until it sleeps between two looks
 LOOKOUT = 0.5  # seconds between two looks whether the others are still alive
+LAST_WORDS = 5.0  # seconds that a rank which ends waits for the one that says why
 STARTED_BY = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")  # what mpiexec and srun set
 
 
@@ -49,7 +50,10 @@ class RankFailed(RuntimeError):
 
     def __init__(self, message, exit_code=1):
         super().__init__(message)
-        self.exit_code = exit_code
+        self.message, self.exit_code = message, exit_code
+
+    def __str__(self):
+        return self.message  # whatever layer it came through (cache.located): it is none's fault
 
 
 class Traffic:
@@ -74,7 +78,7 @@ def was_started():
 def start(wait=WAIT):
     """Become one of the ranks that this process was started as: by `mpiexec -n R python …`, or by srun.
 
-    Where it was started alone nothing changes. Called once, before anything is computed.
+    Where it was started alone nothing changes. Called before anything is computed; called again, it only sets `wait`.
 
     Args:
         wait: seconds after which a rank that waits for another gives up.
@@ -83,6 +87,8 @@ def start(wait=WAIT):
         ImportError: it was started as one of several, and mpi4py is missing.
     """
     global rank, size, _world
+    if _world is not None:
+        _world.limit = wait
     if _world is not None or not was_started():
         return
     from mpi4py import MPI
@@ -94,26 +100,53 @@ def start(wait=WAIT):
 
         def tell_and_leave(kind, error, trace):
             before(kind, error, trace)
-            leave(1, f"{kind.__name__}: {error}")
+            told = isinstance(error, RankFailed)
+            leave(error.exit_code if told else 1, error if told else f"{kind.__name__}: {error}")
 
         sys.excepthook = tell_and_leave  # else the others would wait for a rank that waits for them in MPI_Finalize
 
 
 def leave(exit_code, why=None):
-    """End this process at once, without waiting for the others; `why` tells them what went wrong here."""
+    """End this process, without waiting for the others to do so too.
+
+    Args:
+        exit_code: of this process.
+        why: tells the others what went wrong here, in words; or the `RankFailed` that came from another.
+    """
     if _world is not None and why is not None:
         _world.tell(why, exit_code)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()
+            with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+                stream.flush()
     if _world is not None:
+        if why is not None and not speaks():
+            _world.wait_for_the_speaker()
         _world.end_the_hanging(exit_code)
     os._exit(exit_code)
 
 
 def speaks():
     """Whether this rank is the one to say something: the first of those that are alive."""
-    return _world is None or rank == min(set(range(_world.size)) - _world.gone)
+    return _world is None or _world.rank == _world.speaker()
+
+
+def on_this_machine():
+    """How many ranks there are on this rank's machine."""
+    return 1 if _world is None else sum(machine == _machine() for machine, *_ in _world.places)
+
+
+def cores():
+    """How many cores there are for this rank: its share of those that the ranks on this machine may use."""
+    if _world is None:
+        return len(_own_cores())
+    here = [may_use for machine, _, may_use in _world.places if machine == _machine()]
+    return max(1, len(frozenset.union(*here)) // len(here))
+
+
+def machines():
+    """The host name of each rank's machine."""
+    return [socket.gethostname()] if _world is None else [machine[0] for machine, *_ in _world.places]
 
 
 @contextlib.contextmanager
@@ -270,11 +303,16 @@ def largest(number):
 def from_first(make, wait=None):
     """What `make()` returns on rank 0, on every rank; the others wait without an end, or for so many seconds.
 
-    What it raises is raised on rank 0, which then tells the others (`leave`).
+    Rank 0 computes it `alone`. What it raises is raised there, and rank 0 then tells the others (`leave`).
     """
     if size == 1:
         return make()
-    return _world.from_first(make, wait)
+
+    def make_alone():
+        with alone():
+            return make()
+
+    return _world.from_first(make_alone, wait)
 
 
 def those_that_differ(digest):
@@ -330,7 +368,7 @@ class _World:
         self.comm, self.aside = mpi.COMM_WORLD, mpi.COMM_WORLD.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
         self.gone: set[int] = set()
-        self.places = self.comm.allgather((_machine(), os.getpid()))
+        self.places = self.comm.allgather((_machine(), os.getpid(), _own_cores()))
 
     def gather(self, array):
         """(R, …): every rank's array."""
@@ -356,13 +394,25 @@ class _World:
 
     def tell(self, why, exit_code):
         """Let all others know what went wrong here, as far as they listen within a second."""
-        text = np.frombuffer(f"{exit_code} {why}".encode(), np.uint8)
+        who = "" if isinstance(why, RankFailed) else f"rank {self.rank}: "
+        text = np.frombuffer(f"{exit_code} {who}{why}".encode(), np.uint8)
         self._send_all(text, self.FAILED, time.monotonic() + 1)
+
+    def speaker(self):
+        """The first rank that is not known to be gone."""
+        return min(set(range(self.size)) - self.gone)
+
+    def wait_for_the_speaker(self):
+        """Let it say why all end: where this process is the first to end, mpiexec may kill the others."""
+        until = time.monotonic() + LAST_WORDS
+        machine, process, _ = self.places[self.speaker()]
+        while time.monotonic() < until and (machine != _machine() or _is_alive(process)):
+            time.sleep(PATIENCE)
 
     def end_the_hanging(self, exit_code):
         """Kill those on this machine that did not come; where one is elsewhere, let MPI end all."""
         for other in self.gone:
-            machine, process = self.places[other]
+            machine, process, _ = self.places[other]
             if machine != _machine():
                 self.comm.Abort(exit_code)
             with contextlib.suppress(OSError):
@@ -387,16 +437,27 @@ class _World:
             if now - begun < PATIENCE:
                 time.sleep(0)  # another rank may need this core
                 continue
-            if self.aside.Iprobe(tag=self.FAILED):
+            if self.aside.Iprobe(tag=self.FAILED) and not self._comes_yet(request):
                 self._raise_told()
             if self.aside.Iprobe(tag=self.HERE):  # another one's time is up
                 self._accuse(limit)
             if now - looked > LOOKOUT:
                 looked = now
-                self._look_for_the_dead()
+                if self._find_the_dead() and not self._comes_yet(request):
+                    self._raise_dead()
             if now - begun > limit:
                 self._accuse(limit)
             time.sleep(PATIENCE / 100)
+
+    def _comes_yet(self, request):
+        """Whether an exchange ends all the same, as one does that a rank took part in before it failed.
+
+        What follows from it is then found by every rank by itself, in the same words.
+        """
+        until = time.monotonic() + LOOKOUT / 5
+        while not (done := request.Test()) and time.monotonic() < until:
+            time.sleep(PATIENCE / 100)
+        return done
 
     def _raise_told(self):
         status = self.mpi.Status()
@@ -404,18 +465,22 @@ class _World:
         text = np.empty(status.Get_count(), np.uint8)
         message.Recv(text)
         code, _, why = text.tobytes().decode().partition(" ")
-        raise RankFailed(f"rank {status.source}: {why}", int(code))
+        self._find_the_dead()
+        self.gone.discard(status.source)  # it has ended after it said so, or will
+        raise RankFailed(why, int(code))
 
-    def _look_for_the_dead(self):
+    def _find_the_dead(self):
         here = _machine()
-        for other, (machine, process) in enumerate(self.places):
+        for other, (machine, process, _) in enumerate(self.places):
             if machine == here and other != self.rank and not _is_alive(process):
                 self.gone.add(other)
-        if self.gone:
-            if self.aside.Iprobe(tag=self.FAILED):  # it said why
-                self._raise_told()
-            named = _names(sorted(self.gone), lambda other: f" (process {self.places[other][1]})")
-            raise RankFailed(f"{named} ended without a word: killed, by somebody or for lack of memory")
+        return self.gone
+
+    def _raise_dead(self):
+        if self.aside.Iprobe(tag=self.FAILED):  # it said why
+            self._raise_told()
+        named = _names(sorted(self.gone), lambda other: f" (process {self.places[other][1]})")
+        raise RankFailed(f"{named} ended without a word: killed, by somebody or for lack of memory")
 
     def _accuse(self, limit):
         """Say who did not come: those that do not answer within three seconds that they are here too."""
@@ -450,6 +515,11 @@ def _machine():
         return socket.gethostname(), os.readlink("/proc/self/ns/pid")
     except OSError:
         return socket.gethostname(), ""
+
+
+def _own_cores():
+    """Numbers of the cores that this process may use."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def _is_alive(process):
