@@ -6,6 +6,7 @@ A round is a function here that yields (check, what came out). Numbers that are 
 the largest difference of all ranks comes out: so no rank leaves the others waiting for a comparison that failed.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -379,6 +381,56 @@ def cuda():
                     yield f"{row.name}, fewer, kernels {which}", row_over_ranks(row, ranks.size - 1, device="cuda")
 
 
+@a_round
+def cards():
+    """The gradients' sum by NCCL, as far as can be seen without cards: a communicator that has MPI do what it is asked."""
+    import standin
+
+    sys.modules["cupy"] = standin
+    rng = np.random.default_rng(ranks.rank)
+    values = [10.0 ** rng.uniform(-4, 4, shape) for shape in ((5, 3), (40_001,))]
+    values = [value.astype(dtype) for dtype in (np.float32, np.float64) for value in values]
+    calls = []
+
+    class Communicator:
+        def __init__(self, size, identifier, rank):
+            calls.append((size, identifier, rank) == (ranks.size, (7, -1), ranks.rank))
+
+        def allGather(self, sent, received, count, kind, stream):  # noqa: N802 (CuPy's name)
+            there = [
+                (ctypes.c_char * (count * kind * n)).from_address(at) for at, n in ((sent, 1), (received, ranks.size))
+            ]
+            ranks._world.comm.Allgather(*there)
+            calls.append(stream == 17)
+
+    nccl = SimpleNamespace(available=True, NCCL_FLOAT32=4, NCCL_FLOAT64=8, NcclCommunicator=Communicator)
+    nccl.get_unique_id = lambda: (7, -1)
+    standin.cuda.get_current_stream = lambda: SimpleNamespace(ptr=17)
+    standin.cuda.Device = lambda: SimpleNamespace(id=ranks.rank % 2)
+    sums = {}
+    for name, present, bus in (
+        ("no NCCL", None, "{}"),
+        ("NCCL", nccl, "{}"),
+        ("one card", nccl, "0"),
+        ("a stub", nccl, "{}"),
+    ):
+        nccl.available = name != "a stub" or ranks.rank > 0
+        if present:
+            standin.cuda.nccl = present
+        standin.cuda.runtime = SimpleNamespace(deviceGetPCIBusId=bus.format)
+        calls.clear()
+        ranks._world._cards = None
+        for idle in (False, True):
+            parameters = [sn.Parameter(standin.asarray(np.zeros_like(value))) for value in values]
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.grad[...] = standin.asarray(value)
+            with ranks.without_weight(idle and ranks.rank == 0):
+                ranks.sum_gradients(parameters)
+            sums[name, idle] = digest_of(*(parameter.grad.get() for parameter in parameters))
+            yield f"{name}, idle {idle}: other bits", int(sums[name, idle] != sums["no NCCL", idle])
+        yield f"{name}: calls", [len(calls), all(calls), sums[name, True] != sums[name, False]]
+
+
 def has_batch_sum(row):
     module = row.make(np.random.default_rng(0), np.float32)
     kinds = sn.BatchNorm2d, sn.Dropout, Criterion
@@ -396,6 +448,7 @@ def wait_for_ever():
 
 @a_round
 def killed():
+    ranks.sum_over_ranks(1.0)  # all have started
     if ranks.rank == ranks.size - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     wait_for_ever()

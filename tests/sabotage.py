@@ -146,7 +146,7 @@ def norm_forgets_eps(self, dy):
 
 
 def norm_is_never_frozen(self, dy):
-    dx, dweight, dbias = batch_norm_backward(dy, (*self.take_cache(dy)[1], dy.size // dy.shape[1]))
+    dx, dweight, dbias = batch_norm_backward(dy, (*self.take_cache(dy)[1][:4], dy.size // dy.shape[1]))
     self.weight.grad += dweight
     self.bias.grad += dbias
     return dx
@@ -560,7 +560,7 @@ def fresh_norm(frozen=False, **wrong):
 
     def backward(self, dy):
         _, cache = self.take_cache(dy)
-        x, mean, s, weight = cache
+        x, mean, s, weight = cache[:4]
         right = dict(zip(("x", "weight", "bias"), RULES[self.training](dy, cache), strict=True))
         n = SimpleNamespace(dy=sn.as_matrix(dy), x=sn.as_matrix(x), mean=mean, s=s, dx=sn.as_matrix(right["x"]))
         n.weight, n.bias, n.eps, n.xhat = weight[:, None], self.bias.data[:, None], self.eps, (n.x - mean) * s

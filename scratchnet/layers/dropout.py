@@ -55,8 +55,8 @@ class Dropout(Module):
             self.save_cache(None, x)
             return x
         first, total = ranks.place(len(x))
-        drawn = self.rng.random((total, *x.shape[1:]))[first : first + len(x)]
-        keep = to_device(drawn >= self.p, device_of(x))
+        keep = (self.rng.random((total, *x.shape[1:])) >= self.p)[first : first + len(x)]
+        keep = to_device(keep, device_of(x))
         y, cache = dropout_forward(x, keep, self.p)
         self.save_cache(cache, y)
         return y

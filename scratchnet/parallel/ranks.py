@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from scratchnet.array import to_device
-from scratchnet.device import device_of, is_array
+from scratchnet.device import device_of, get_array_module, is_array
+from scratchnet.parallel import nccl
 
 rank, size = 0, 1
 WAIT = 120.0  # seconds, the longest that a rank waits for another, but where it is told to wait longer
@@ -281,11 +282,12 @@ def sum_gradients(parameters):
     for dtype in {gradient.dtype: None for gradient in gradients}:
         alike = [gradient for gradient in gradients if gradient.dtype == dtype]
         count = sum(gradient.size for gradient in alike)
-        flat, start = np.zeros(-(-count // size) * size, dtype), 0
+        cards = _world.cards_for(alike[0])
+        flat, start = (get_array_module(alike[0]) if cards else np).zeros(-(-count // size) * size, dtype), 0
         for gradient in () if _weightless else alike:
-            flat[start : start + gradient.size] = _on_host(gradient).reshape(-1)
+            flat[start : start + gradient.size] = to_device(gradient, device_of(flat)).reshape(-1)
             start += gradient.size
-        summed, start = _sum(flat), 0
+        summed, start = cards.sum(flat) if cards else _sum(flat), 0
         for gradient in alike:
             part = summed[start : start + gradient.size].reshape(gradient.shape)
             gradient[...] = to_device(part, device_of(gradient))
@@ -369,6 +371,15 @@ class _World:
         self.rank, self.size = self.comm.rank, self.comm.size
         self.gone: set[int] = set()
         self.places = self.comm.allgather((_machine(), os.getpid(), _own_cores()))
+        self._cards: Any = None  # what nccl.join gave, once asked: a tuple of one
+
+    def cards_for(self, array):
+        """What sums arrays like this one on the ranks' cards; None where they go through the host."""
+        if device_of(array) == "cpu":
+            return None
+        if self._cards is None:
+            self._cards = (nccl.join(self, _machine(), array),)
+        return self._cards[0]
 
     def gather(self, array):
         """(R, …): every rank's array."""
