@@ -67,6 +67,7 @@ traffic = Traffic()
 local_batch_norm = False  # whether batch norm takes each rank's own statistics, as in PyTorch without SyncBatchNorm
 _world: Any = None
 _weightless = False
+_counts = 1, 1  # values a channel in the last exchange of moments: of this rank, of all
 
 
 def was_started():
@@ -202,10 +203,15 @@ def sum_over_ranks(*arrays):
     if _weightless:
         sent = np.zeros_like(sent)
     summed = [
-        to_device(total, device_of(array)) if is_array(array) else total.item()
+        _like(total, array) if is_array(array) else total.item()
         for array, total in zip(arrays, _sum(sent), strict=True)
     ]
     return summed[0] if len(arrays) == 1 else summed
+
+
+def pools():
+    """Whether batch norm's sums are over more than this rank's pictures."""
+    return size > 1 and not local_batch_norm
 
 
 def pooled_moments(mean, var, count):
@@ -218,8 +224,39 @@ def pooled_moments(mean, var, count):
     Returns:
         The same for all ranks together; just what was given for `local_batch_norm`.
     """
-    if size == 1 or local_batch_norm:
+    return (mean, var, count) if local_batch_norm else _pool(mean, var, count)
+
+
+def pooled_mean(mean, count):
+    """Of `pooled_moments` the mean and the number alone."""
+    mean, _, count = pooled_moments(mean, mean, count)
+    return mean, count
+
+
+def moments_to_track(mean, var, count):
+    """Mean, biased variance and number of all ranks' values, for batch norm's running statistics.
+
+    Args:
+        mean, var: what `pooled_moments` gave last: this rank's own for `local_batch_norm`.
+        count: values a channel of this rank.
+    """
+    if local_batch_norm:
+        return _pool(mean, var, count)
+    own, of_all = _counts  # for every map of a batch they are alike: a message for the number is not needed
+    return mean, var, count if size == 1 else count * of_all // own
+
+
+def pooled_sums(*sums):
+    """The sums of batch norm's backward (BN.5), (BN.6) over all ranks; just what was given for `local_batch_norm`."""
+    if local_batch_norm:
+        return sums[0] if len(sums) == 1 else list(sums)
+    return sum_over_ranks(*sums)
+
+
+def _pool(mean, var, count):
+    if size == 1:
         return mean, var, count
+    global _counts
     channels, sent = mean.size, np.empty(2 * mean.size + 1)
     sent[:channels], sent[channels:-1] = _on_host(mean).ravel(), _on_host(var).ravel()
     sent[-1] = count
@@ -229,12 +266,8 @@ def pooled_moments(mean, var, count):
     weights, means, variances = counts / total, found[:, :channels], found[:, channels:-1]
     pooled = (weights * means).sum(axis=0)  # (BN.11)
     spread = (weights * (variances + (means - pooled) ** 2)).sum(axis=0)  # (BN.12)
+    _counts = count, int(total)
     return _like(pooled, mean), _like(spread, var), int(total)
-
-
-def pooled_sums(*sums):
-    """The sums of batch norm's backward (BN.5), (BN.6) over all ranks; just what was given for `local_batch_norm`."""
-    return list(sums) if local_batch_norm else sum_over_ranks(*sums)
 
 
 def sum_gradients(parameters):
@@ -295,7 +328,7 @@ def _on_host(array):
 
 
 def _like(array, other):
-    return to_device(array.astype(other.dtype).reshape(other.shape), device_of(other))
+    return to_device(np.asarray(array, other.dtype).reshape(other.shape), device_of(other))
 
 
 def _gather(array):
