@@ -26,9 +26,9 @@ def block_forward(x, first, second, third, stride, padding, dilation, shortcut=N
 
 def block_backward(dy, cache):
     """Over z2 three passes, two of them in the cache; over the gradient of z1 three, of which one leaves the cache."""
-    kept, weight3, z3, *norm3 = cache
+    kept, weight3, z3, gamma3, mean3, inv_std3, count3 = cache
     dz3 = apart(z3.shape, z3.dtype)
-    dgamma3, dbeta3 = norm_back(flat(dy), z3, *norm3, dz3)
+    dgamma3, dbeta3 = norm_back(flat(dy), z3, gamma3, mean3, inv_std3, count3, dz3)
     matrix3 = np.ascontiguousarray(weight3[:, :, 0, 0].T)
     dmatrix3 = np.empty_like(matrix3)
     dx, *gradients = run_backward(np.empty((0, 0), dy.dtype), dz3, matrix3, dmatrix3, kept)

@@ -41,7 +41,8 @@ def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilat
     plan = _Cut(x, weight, stride, padding, dilation)
     z, y = plan.outputs(), plan.outputs()
     _convolve(plan, x, weight, z)  # (STEM.1)
-    mean, var, count = ranks.pooled_moments(*moments_of(flat(z)), z[0].size)
+    mean, var = moments_of(flat(z))
+    mean, var, count = ranks.pooled_moments(mean, var, z[0].size)
     inv_std = clipped(flat(z), mean, var, gamma, beta, eps, flat(y))
     return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, count, (stride, padding, dilation))
 

@@ -26,10 +26,10 @@ COST = 48  # of a number of z1, in multiply-adds, beside its product's
 def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2, stride, padding, dilation):
     """Over x as often as there are slabs, in the cache where it is narrow; over z2 two passes, over y2 one."""
     first, second = (weight1, gamma1, beta1, eps1), (weight2, gamma2, beta2, eps2)
-    *moments, cache = run_forward(x, first, second, stride)
+    mean1, var1, mean2, var2, cache = run_forward(x, first, second, stride)
     y, z2 = outputs(x, stride, len(weight1))[0], cache[2]
-    clipped(z2, *moments[2:], gamma2, beta2, eps2, flat(y))  # (DWF.2)
-    return y, *moments, cache
+    clipped(z2, mean2, var2, gamma2, beta2, eps2, flat(y))  # (DWF.2)
+    return y, mean1, var1, mean2, var2, cache
 
 
 def front_backward(dy, cache):
@@ -82,11 +82,11 @@ def run_backward(dy, dz3, matrix3, dmatrix3, cache):
         dweight1, dx = sums1.weight, product(one.weight.T, dz1, sizes.m)  # (FRONT.6)
     else:
         dys = empty(z.shape, z.dtype) if len(matrix3) else dy
-        arrays = dz3, matrix3, dmatrix3, z, two, sizes, dys, sums2
-        everywhere(slabs.behind, parts, work, found, *arrays, scratch=((own + panel,), z.dtype))
+        behind = dz3, matrix3, dmatrix3, z, two, sizes, dys, sums2
+        everywhere(slabs.behind, parts, work, found, *behind, scratch=((own + panel,), z.dtype))
         all2 = slabs.Sums(none, *ranks.pooled_sums(sums2.gamma, sums2.beta))
-        arrays = dys, z, x, one, two, sizes, counts, all2, dz1, sums1, sums2
-        everywhere(slabs.front, parts, work, found, *arrays, scratch=((own,), z.dtype))
+        front = dys, z, x, one, two, sizes, counts, all2, dz1, sums1, sums2
+        everywhere(slabs.front, parts, work, found, *front, scratch=((own,), z.dtype))
         all1 = slabs.Sums(none, *ranks.pooled_sums(sums1.gamma, sums1.beta))
         dweight1, dx = _from_g(dz1, x, one, sizes.m, counts[0], sums1, all1, mean_x, mixed)
     dx = dx.reshape(shape)

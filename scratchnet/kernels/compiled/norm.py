@@ -46,7 +46,8 @@ def norm_add(x, weight, bias, eps, other=None):
     known, count = ranks.pools(), x.shape[1]
     y, (mean, var, inv_std) = empty(x.shape, x.dtype), np.empty((3, len(x)), x.dtype)
     if known:
-        mean, var, count = ranks.pooled_moments(*moments_of(x), count)
+        mean, var = moments_of(x)
+        mean, var, count = ranks.pooled_moments(mean, var, count)
     arrays = x, weight, bias, eps, known, other is not None, y if other is None else other, y, mean, var, inv_std
     everywhere(_forward, len(x), x.size * COST, *arrays)
     return y, mean, var, inv_std, count

@@ -49,9 +49,9 @@ def project_forward(x, weight, gamma, beta, eps, shortcut=None):
 
 def project_backward(dy, cache):
     """Over dy and z two passes, over x and dx one."""
-    rows, weight, z, *norm = cache
+    rows, weight, z, gamma, mean, inv_std, count = cache
     dx, dz = empty(rows.shape, rows.dtype), apart(z.shape, z.dtype)
-    dgamma, dbeta = norm_back(as_matrix(dy), z, *norm, dz)
+    dgamma, dbeta = norm_back(as_matrix(dy), z, gamma, mean, inv_std, count, dz)
     transposed, dtransposed = np.ascontiguousarray(weight[:, :, 0, 0].T), np.empty(weight.shape[1::-1], z.dtype)
     few, arrays = few_rows(len(rows), rows[0].nbytes), (dz, rows, transposed, dx, dtransposed)
     parts, work = -(-len(rows) // few), 2 * rows.size * len(z)
