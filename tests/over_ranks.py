@@ -244,7 +244,7 @@ def networks():
     """
     for which in KERNELS if SLOW or ranks.size == 2 else KERNELS[1:]:
         sn.use_kernels(which)
-        for variant in SIZES:
+        for variant in SIZES if SLOW or which else ("imagenet", "blog"):
             yield f"{variant}, kernels {which}", network_over_ranks(variant, 7)
         yield f"fewer pictures than ranks, kernels {which}", network_over_ranks("cifar", ranks.size - 1)
         last = network_over_ranks("imagenet", ranks.size + 2, steps=1, size=32)
