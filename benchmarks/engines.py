@@ -1,17 +1,19 @@
 """The same network in scratchnet and in PyTorch, each measured in child processes of its own; what the benchmarks share.
 
-An engine has one of three modes:
+An engine has one of four modes:
 
 threads     one process, as many threads as the case says.
-processes   one process a core, each with one thread and its share of the same batch, started together, without exchange
-            of gradients: an upper bound of what any training over processes can reach.
+ranks       scratchnet's processes that share the batch (scratchnet/parallel/ranks.py), each with its share of the threads,
+            started by mpiexec: what the trainer does with --ranks.
+processes   the same number of processes, each with its share of the threads and of the same batch, started together,
+            without exchange of gradients: an upper bound of what any training over processes can reach.
 ddp         PyTorch's DistributedDataParallel as its documentation has it: the same processes, which exchange gradients
             through gloo over loopback.
 
 All processes of an engine take equally many steps at the same time, and what counts is the slowest's median step.
 
 Run as a program this file *is* a child: `engines.py JOB`. When it is warm it prints the seconds of a step, reads how many
-steps it is to take, and prints one JSON line: seconds a step, peak memory.
+steps it is to take, and prints one JSON line: seconds a step, peak memory. Of several ranks the first speaks for all.
 """
 
 import contextlib
@@ -27,7 +29,8 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 from machine import KERNELS, cores, head, save
@@ -35,7 +38,7 @@ from machine import KERNELS, cores, head, save
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for models/, which is not installed
 FORMATS = ("nchw", "channels-last")
-MODES = ("threads", "processes", "ddp")
+MODES = ("threads", "ranks", "processes", "ddp")
 SECONDS = 4.0  # each child measures for about so long
 TIMEOUT = 90.0  # seconds; children that take longer have failed
 LR, MOMENTUM = 0.05, 0.9
@@ -97,6 +100,7 @@ def scratchnet_step(variant, width, size, batch, threads, training=True, kernels
         model.zero_grad()
         loss = criterion(model(x), labels)
         model.backward(criterion.backward())
+        sn.ranks.sum_gradients(model.parameters())  # nothing, where this is the only one
         optimizer.step()
         return float(loss)
 
@@ -140,6 +144,15 @@ def torch_step(variant, width, size, batch, threads, training=True, channels_las
 def child(job):
     """Measure one process of an engine, beside the others; what is said to the parent stands at the top of this file."""
     engine, what, ran = Engine(*job["engine"]), job["what"], {}
+    ranks: Any = SimpleNamespace(
+        rank=0, traffic=SimpleNamespace(), largest=float, sum_over_ranks=float, from_first=lambda make: make()
+    )
+    if engine.mode == "ranks":
+        from scratchnet import ranks
+
+        ranks.start()
+        here = ranks.share(what["batch"])
+        what = what | {"batch": here.stop - here.start}
     if engine.library == "scratchnet":
         step, ran = scratchnet_step(**what, kernels=engine.version)
     else:
@@ -148,12 +161,44 @@ def child(job):
     before = peak_mib()
     step()
     step()
-    print(_timed(step), flush=True)
-    times = [_timed(step) for _ in range(int(sys.stdin.readline()))]
+    warm = ranks.largest(_timed(step))
+    if ranks.rank == 0:
+        print(warm, flush=True)
+    steps = ranks.from_first(lambda: int(sys.stdin.readline()))
+    waits = wait_apart() if job["apart"] else []
+    sent = vars(ranks.traffic).copy()
+    times = [_timed(step) for _ in range(steps)]
+    traffic = {name: (number - sent[name]) / steps for name, number in vars(ranks.traffic).items()}
+    traffic["waiting"] = sum(waits) / steps
     peak = peak_mib()
-    said = {"seconds": statistics.median(times), "peak_mib": peak - before, "rss_mib": peak, "ran": ran}
-    print(json.dumps(said), flush=True)
-    sys.stdin.readline()  # stay till all are done: the others may still talk to this one
+    said = {
+        "seconds": ranks.largest(statistics.median(times)), "ran": ran,
+        "peak_mib": ranks.sum_over_ranks(peak - before), "rss_mib": ranks.sum_over_ranks(peak),
+        "traffic": {name: ranks.largest(number) for name, number in traffic.items()},
+    }  # fmt: skip
+    if ranks.rank == 0:
+        print(json.dumps(said), flush=True)
+    ranks.from_first(sys.stdin.readline)  # stay till all are done: the others may still talk to this one
+
+
+def wait_apart():
+    """Let the ranks wait for the slowest before each exchange; the seconds that this one waits are appended to the list."""
+    from scratchnet import ranks
+
+    seconds: list = []
+
+    def after_all(exchange):
+        def exchange_after(array):
+            start = time.perf_counter()
+            ranks._world.comm.Barrier()
+            seconds.append(time.perf_counter() - start)
+            return exchange(array)
+
+        return exchange_after
+
+    for name in ("gather", "exchange"):
+        setattr(ranks._world, name, after_all(getattr(ranks._world, name)))
+    return seconds
 
 
 def peak_mib():
@@ -181,27 +226,31 @@ def _timed(step):
 # In the parent --------------------------------------------------------------------------------------------------------
 
 
-def measure(engine, what, processes=1, seconds=SECONDS, timeout=TIMEOUT):
+def measure(engine, what, processes=1, seconds=SECONDS, timeout=TIMEOUT, apart=False):
     """Run an engine's children for about so many seconds: those of a step of the whole batch, and the sums of their memory.
+
+    Of ranks also what a step sends and how long it waits (`ranks.traffic`); with `apart` the ranks wait for the slowest
+    before each exchange, which makes them slower, but tells waiting from sending.
 
     Raises:
         Failed: one of them did.
     """
-    count = 1 if engine.mode == "threads" else processes
+    count = processes if engine.mode in ("processes", "ddp") else 1
     with tempfile.TemporaryDirectory() as folder:
         children = []
         watch = threading.Timer(timeout, lambda: [process.kill() for process in children])
         watch.start()
         try:
             for rank in range(count):
-                children.append(_start(engine, what, rank, count, Path(folder)))
+                children.append(_start(engine, what, rank, processes, Path(folder), apart))
             warm = [process.stdout.readline() for process in children]
             if all(warm):
                 steps = max(3, math.ceil(seconds / max(map(float, warm))))
                 said = [json.loads(line) for line in _answers(children, f"{steps}\n") if line]
                 if len(said) == count:
                     return {
-                        "seconds": max(each["seconds"] for each in said), "ran": said[0]["ran"],
+                        "seconds": max(each["seconds"] for each in said),
+                        "ran": said[0]["ran"], "traffic": said[0]["traffic"],
                         "peak_mib": sum(each["peak_mib"] for each in said),
                         "rss_mib": sum(each["rss_mib"] for each in said),
                     }  # fmt: skip
@@ -217,17 +266,30 @@ def measure(engine, what, processes=1, seconds=SECONDS, timeout=TIMEOUT):
                 process.stdout.close()
 
 
-def _start(engine, what, rank, count, folder):
-    job = {"engine": engine, "what": what, "group": (rank, count, str(folder / "store"))}
+def _start(engine, what, rank, count, folder, apart):
+    job = {"engine": engine, "what": what, "group": (rank, count, str(folder / "store")), "apart": apart}
     env = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
     if engine.mode != "threads":
         share = what["batch"] * (rank + 1) // count - what["batch"] * rank // count
-        job["what"] = what | {"batch": share, "threads": 1}
-        env |= {"OMP_NUM_THREADS": "1"} | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
+        threads = max(1, what["threads"] // count)
+        job["what"] = what | {"batch": what["batch"] if engine.mode == "ranks" else share, "threads": threads}
+        env |= {"OMP_NUM_THREADS": str(threads)} | ({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {})
     with open(folder / f"{rank}.err", "w") as errors:
         command = [sys.executable, __file__, json.dumps(job)]
+        if engine.mode == "ranks":
+            command = [*mpiexec(count), *command]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
         return subprocess.Popen(command, **pipes, text=True, env=env, cwd=ROOT)
+
+
+def mpiexec(count):
+    """The start of a command that runs so many ranks."""
+    from scratchnet.program.mpiexec import CannotStart, Mpiexec
+
+    try:
+        return [Mpiexec().path, "-n", str(count)]
+    except CannotStart as why:
+        raise Failed(str(why)) from None
 
 
 def _answers(children, line):
@@ -254,13 +316,14 @@ def _why(children, folder):
 def engines(kernels=KERNELS[:1], modes=("threads",)):
     """All that a case is measured with, in the order in which they take turns."""
     ours = [Engine("scratchnet", which, mode) for mode in modes if mode != "ddp" for which in kernels]
-    return ours + [Engine("torch", layout, mode) for mode in modes for layout in FORMATS]
+    return ours + [Engine("torch", layout, mode) for mode in modes if mode != "ranks" for layout in FORMATS]
 
 
 def compare(name, what, rounds, kernels=KERNELS[:1], modes=("threads",), processes=None):
     """Every engine in turn, several rounds; a row for each of `kernels`, which share PyTorch's times.
 
-    A round's ratios are, for each mode, the better time of PyTorch's two formats over scratchnet's with threads.
+    A round's ratios are, for each mode, the better time of PyTorch's two formats over scratchnet's with threads; "best" is
+    the better of PyTorch's threads and DDP over the better of scratchnet's threads and ranks: what a user can have of both.
     """
     processes = processes or cores()
     if processes == 1:
@@ -296,6 +359,9 @@ def _row(name, what, which, modes, processes, found, failed):
     ratios = {mode: _over(times[mode], seconds[ours]) for mode in best}
     if "processes" in best and (alike := ours._replace(mode="processes")) in seconds:
         ratios["processes of both"] = _over(times["processes"], seconds[alike])
+    if (shared := ours._replace(mode="ranks")) in seconds:
+        theirs = [times[mode] for mode in ("threads", "ddp") if mode in best]
+        ratios["best"] = _over(map(min, *theirs, theirs[0]), map(min, seconds[ours], seconds[shared]))
     return {
         "case": name, **what, "kernels": which, "ran": found[ours][0]["ran"], "processes": processes,
         "ms_per_picture": ms, "peak_mib": peaks, "rss_mib": rss, "best_peer": best, "ratios": ratios,
@@ -314,11 +380,15 @@ def _over(theirs, ours):
 
 UNITS = "ms a picture, PyTorch's in the better of its formats (n: NCHW, c: channels_last)"
 LEGEND = "ratio > 1: scratchnet's threads are faster"
-PROCESSES = "procs: {} independent processes, no exchange: PyTorch's upper bound; DDP: the same with exchange, by gloo"
+PROCESSES = (
+    "ranks and DDP: {0} processes that share the batch; procs: {0} independent ones, no exchange: an upper bound\n"
+    "best: the better of PyTorch's threads and DDP over the better of scratchnet's threads and ranks"
+)
 HEAD = (
-    f"{'':<33}{'scratchnet':>15} {'PyTorch':>26} {'ratio to PyTorch':>21}   {'':<25} {'peak MiB':>20}\n"
-    f"{'case':<22} {'kernels':<9} {'threads':>7} {'procs':>7} {'threads':>8} {'procs':>8} {'DDP':>8} "
-    f"{'threads':>7} {'procs':>6} {'DDP':>6}   {'threads, of each round':<25} {'ours':>6} {'peer':>6} {'ratio':>6}"
+    f"{'':<33}{'scratchnet':>23} {'PyTorch':>26} {'ratio to PyTorch':>28}   {'':<25} {'peak MiB':>20}\n"
+    f"{'case':<22} {'kernels':<9} {'threads':>7} {'ranks':>7} {'procs':>7} {'threads':>8} {'procs':>8} {'DDP':>8} "
+    f"{'threads':>7} {'procs':>6} {'DDP':>6} {'best':>6}   {'threads, of each round':<25} "
+    f"{'ours':>6} {'peer':>6} {'ratio':>6}"
 )
 
 
@@ -326,16 +396,17 @@ def line(row):
     """A row of the table under HEAD."""
     ms = row["ms_per_picture"]
     ours = f"scratchnet-{row['kernels']}"
-    alone = f"{ms[f'{ours}, processes']:.3f}" if f"{ours}, processes" in ms else "–"
-    theirs = [_peer(row, mode) for mode in MODES]
-    ratios = [f"{row['ratio'][mode]:.2f}×" if mode in row["ratio"] else "–" for mode in MODES]
+    shared, alone = (f"{ms[name]:.3f}" if (name := f"{ours}, {mode}") in ms else "–" for mode in ("ranks", "processes"))
+    modes = [mode for mode in MODES if mode != "ranks"]
+    theirs = [_peer(row, mode) for mode in modes]
+    ratios = [f"{row['ratio'][mode]:.2f}×" if mode in row["ratio"] else "–" for mode in (*modes, "best")]
     each = " ".join(f"{r:.2f}" for r in row["ratios"].get("threads", ()))
     peer, memory = row["best_peer"].get("threads"), row["memory_ratio"].get("threads")
     mib = [f"{row['peak_mib'][ours]:.0f}", f"{row['peak_mib'][peer]:.0f}" if peer else "–"]
     return (
-        f"{row['case']:<22} {row['kernels']:<9} {ms[ours]:>7.3f} {alone:>7} {theirs[0]:>8} {theirs[1]:>8} {theirs[2]:>8} "
-        f"{ratios[0]:>7} {ratios[1]:>6} {ratios[2]:>6}   {each:<25} {mib[0]:>6} {mib[1]:>6} "
-        f"{f'{memory:.2f}×' if peer else '–':>6}"
+        f"{row['case']:<22} {row['kernels']:<9} {ms[ours]:>7.3f} {shared:>7} {alone:>7} "
+        f"{theirs[0]:>8} {theirs[1]:>8} {theirs[2]:>8} {ratios[0]:>7} {ratios[1]:>6} {ratios[2]:>6} {ratios[3]:>6}   "
+        f"{each:<25} {mib[0]:>6} {mib[1]:>6} {f'{memory:.2f}×' if peer else '–':>6}"
     )
 
 

@@ -1,15 +1,16 @@
 """One training step (forward, loss, backward, SGD), or inference, against PyTorch's eager mode on the same cores.
 
     python benchmarks/train_step.py [--rounds 5] [--case blog-32 …] [--kernels numpy] [--json FILE]     (extra `bench`)
-    python benchmarks/train_step.py --modes threads      without the processes
+    python benchmarks/train_step.py --modes threads      without several processes
     python benchmarks/train_step.py --inference          logits of 1, 32 and 256 pictures, batch norm folded
     python benchmarks/train_step.py --profile            where the time of a step goes
 
 Every engine runs in child processes of its own, one engine after another, several rounds, PyTorch in both its memory
-formats and in three modes (`engines.py`): threads, independent processes, DistributedDataParallel. A round's ratio is
-PyTorch's better time over ours in that round, and the median of the rounds is reported, so that what else the machine
-does falls on both. Peak memory is a child's largest resident set, less what it held before the first step; of processes
-the sum. Times are the median step.
+formats and in several modes (`engines.py`): threads, scratchnet's ranks, independent processes, DistributedDataParallel.
+A round's ratio is PyTorch's better time over ours in that round, and the median of the rounds is reported, so that what
+else the machine does falls on both. The ratio "best" is that of what a user can have: PyTorch's better of threads and DDP
+over our better of threads and ranks. Peak memory is a child's largest resident set, less what it held before the first
+step; of processes the sum. Times are the median step.
 """
 
 import argparse

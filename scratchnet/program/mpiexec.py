@@ -14,8 +14,8 @@ from typing import Any
 HYDRA = (
     "-launcher fork -rmk user -hosts localhost -disable-auto-cleanup -print-all-exitcodes".split()
 )  # all on this machine
-# Hydra kills all ranks where it sees one killed by a signal, whatever its options say; a shell's exit code is none. Hydra
-# then also sends SIGUSR1 to all, for MPICH's own handling of faults, which ends the others too.
+# Hydra kills all ranks as soon as it sees that one was killed by a signal, whatever its options say; that a shell ends with
+# 137 is no such thing. Hydra then sends SIGUSR1 to all, for MPICH's own handling of faults, which would end the shells.
 SHELL = ("sh", "-c", 'trap "" USR1; "$@"; exit $?', "sh")
 NOISE = ("=", "YOUR APPLICATION", "This typically", "Please see", "[mpiexec@", "Terminated")  # beside the reason
 VERSION = 5.0  # seconds that it has to say its version

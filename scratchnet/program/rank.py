@@ -30,7 +30,6 @@ def take_terminal():
     threading.Thread(target=_follow, args=(link,), daemon=True).start()
     ranks.start()
     link.sendall(f"of {ranks.size} ".encode())
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # mpiexec.SHELL says why
     for own, given in zip((1, 2), socket.recv_fds(link, 1, 2)[1], strict=True):
         os.dup2(given, own)
         os.close(given)
