@@ -36,7 +36,7 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
     if ranks.rank == 0:
-        console.say(f"ranks {{[process for _, process in ranks._world.places]}} {{os.getpgid(os.getppid())}}.")
+        console.say(f"ranks {{[process for _, process, *_ in ranks._world.places]}} {{os.getpgid(os.getppid())}}.")
     until = time.monotonic() + float(sys.argv[2])
     with console.bar(100, 0, "a bar") as bar:
         while time.monotonic() < until:
@@ -216,8 +216,11 @@ def test_a_run_rests_while_it_is_suspended(life):
     run = life(2, 1, 0, 0)
     run.started()
     run.process.send_signal(signal.SIGTSTP)
-    time.sleep(0.2)
-    states = [Path(f"/proc/{p}/stat").read_text().rpartition(")")[2].split()[0] for p in (run.process.pid, *run.ranks)]
+    until, states = time.monotonic() + 5, []
+    while states != ["T"] * 3 and time.monotonic() < until:
+        time.sleep(0.05)
+        files = (Path(f"/proc/{process}/stat") for process in (run.process.pid, *run.ranks))
+        states = [file.read_text().rpartition(")")[2].split()[0] for file in files]
     run.process.send_signal(signal.SIGCONT)
     assert states == ["T"] * 3 and run.ended()[0] == 0
 
