@@ -4,6 +4,8 @@ This is the one file that imports cupy, and it does so only when a GPU is asked 
 """
 
 import functools
+import glob
+import os
 import sys
 import threading
 from typing import NamedTuple
@@ -93,6 +95,18 @@ def resolve_device(device):
             raise
         return "cpu"
     return "cuda"
+
+
+def one_card(number):
+    """Let this process see one of the machine's cards, before CuPy first asks which there are.
+
+    Args:
+        number: which of those that it may use (CUDA_VISIBLE_DEVICES, or all), counted over again where there are fewer.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = told.split(",") if told else [str(k) for k in range(len(glob.glob("/dev/nvidia[0-9]*")))]
+    if len(cards) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
 
 
 def require_device(device):

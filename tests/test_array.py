@@ -1,5 +1,6 @@
 """Devices and the memory order: what `device.py` and `array.py` promise."""
 
+import os
 import sys
 import types
 
@@ -88,6 +89,28 @@ def test_resolve_device(no_cupy, monkeypatch):
         device.resolve_device("gpu")
     monkeypatch.setattr(device, "import_cupy", lambda: None)  # as on a machine where it works
     assert device.resolve_device("auto") == device.resolve_device("cuda") == "cuda"
+
+
+@pytest.mark.parametrize(
+    "may_use, there, number, sees",
+    [
+        (None, 4, 2, "2"),
+        (None, 2, 5, "1"),
+        (None, 1, 3, None),
+        (None, 0, 1, None),
+        ("3,GPU-7", 8, 1, "GPU-7"),
+        ("3,5,6", 8, 3, "3"),
+        ("5", 8, 2, "5"),
+    ],
+)
+def test_each_rank_sees_one_card(may_use, there, number, sees, monkeypatch):
+    monkeypatch.setattr(device.glob, "glob", lambda pattern: [f"/dev/nvidia{k}" for k in range(there)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is set back afterwards
+    os.environ.pop("CUDA_VISIBLE_DEVICES")
+    if may_use:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", may_use)
+    device.one_card(number)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == sees
 
 
 def test_to_the_cpu_from_the_cpu_moves_nothing():

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from scratchnet.array import to_device
-from scratchnet.device import device_of, get_array_module, is_array
+from scratchnet.device import device_of, get_array_module, is_array, one_card
 from scratchnet.parallel.world import RankFailed, Traffic, World, machine, own_cores
 
 rank, size = 0, 1
@@ -50,7 +50,8 @@ def was_started():
 def start(wait=WAIT):
     """Become one of the ranks that this process was started as: by `mpiexec -n R python …`, or by srun.
 
-    Where it was started alone nothing changes. Called before anything is computed; called again, it only sets `wait`.
+    Where it was started alone nothing changes. Called before anything is computed; called again, it only sets `wait`. Of a
+    machine's cards each rank sees one from then on.
 
     Args:
         wait: seconds after which a rank that waits for another gives up.
@@ -68,6 +69,7 @@ def start(wait=WAIT):
     if MPI.COMM_WORLD.size > 1:
         _world = World(MPI, wait, traffic)
         rank, size = _world.rank, _world.size
+        one_card(sum(where == machine() for where, *_ in _world.places[:rank]))  # a card a rank, where there are cards
         before = sys.excepthook
 
         def tell_and_leave(kind, error, trace):
