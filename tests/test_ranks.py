@@ -220,3 +220,26 @@ def test_when_a_rank_fails_all_end_and_say_why(fault, tmp_path):
     assert time.monotonic() - begun < 10 and done.returncode != 0
     said = [path.read_text() for path in sorted(tmp_path.iterdir())]
     assert len(said) > 1 and all(FAULTS[fault] in text for text in said), (said, done.stderr)
+
+
+# A training loop of one's own -----------------------------------------------------------------------------------------
+
+
+@over_mpi
+def test_the_loop_that_readme_shows_trains_the_same_network_on_two_ranks_as_on_one(tmp_path):
+    text = (HERE.parent / "README.md").read_text()
+    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    (loop,) = [block for block in blocks if "ranks.start()" in block]
+    assert len(loop.splitlines()) == 10
+    script = tmp_path / "train.py"
+    saved = "np.savez(sys.argv[1] + str(ranks.rank), **model.state_dict())"
+    code = "\n".join(["import sys", *blocks[:2], loop, saved])
+    script.write_text(code.replace("float32", "float64").replace("width_mult=0.5", "width_mult=0.1, dtype=np.float64"))
+    command, environment = [sys.executable, str(script)], os.environ | {"PYTHONPATH": str(HERE.parent)}
+    for name, start in (("one", []), ("two", [mpiexec(), "-n", "2"])):
+        done = subprocess.run([*start, *command, str(tmp_path / name)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, first, second = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("one0", "two0", "two1"))
+    for key, value in one.items():
+        np.testing.assert_array_equal(first[key], second[key], key)
+        np.testing.assert_allclose(first[key], value, rtol=1e-6, atol=1e-8, err_msg=key)

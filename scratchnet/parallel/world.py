@@ -16,7 +16,9 @@ POLLS = 20  # looks at a message before a waiting rank lets others use its core
 PATIENCE = 0.02  # seconds until it sleeps between two looks
 LOOKOUT = 0.5  # seconds between two looks whether the others are still alive
 LAST_WORDS = 5.0  # seconds that a rank which ends waits for the one that says why
-let_others = getattr(os, "sched_yield", lambda: time.sleep(0))  # sleeping for 0 s leaves another 79 % of a core, this 98
+let_others = getattr(
+    os, "sched_yield", lambda: time.sleep(0)
+)  # sleeping for 0 s leaves another 79 % of a core, this 98
 
 
 class RankFailed(RuntimeError):
