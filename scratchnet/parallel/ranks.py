@@ -107,14 +107,14 @@ def speaks():
 
 def on_this_machine():
     """How many ranks there are on this rank's machine."""
-    return 1 if _world is None else sum(where == machine() for where, *_ in _world.places)
+    return 1 if _world is None else sum(where == machine() for where, _ in _world.places)
 
 
 def cores():
     """How many cores there are for this rank: its share of those that the ranks on this machine may use."""
     if _world is None:
         return len(own_cores())
-    here = [may_use for where, _, may_use in _world.places if where == machine()]
+    here = [may_use for (where, _), may_use in zip(_world.places, _world.cores, strict=True) if where == machine()]
     return max(1, len(frozenset.union(*here)) // len(here))
 
 

@@ -58,7 +58,8 @@ class World:
         self.rank, self.size = self.comm.rank, self.comm.size
         self.gone: set[int] = set()
         self._found: dict = {}
-        self.places = self.comm.allgather((machine(), os.getpid(), own_cores()))
+        self.places = self.comm.allgather((machine(), os.getpid()))
+        self.cores = self.comm.allgather(own_cores())
         self._cards: Any = None  # what nccl.join gave, once asked: a tuple of one
 
     def cards_for(self, array):
@@ -111,14 +112,14 @@ class World:
     def wait_for_the_speaker(self):
         """Let it say why all end: where this process is the first to end, mpiexec may kill the others."""
         until = time.monotonic() + LAST_WORDS
-        where, process, _ = self.places[self.speaker()]
+        where, process = self.places[self.speaker()]
         while time.monotonic() < until and (where != machine() or is_alive(process)):
             time.sleep(PATIENCE)
 
     def end_the_hanging(self, exit_code):
         """Kill those on this machine that did not come; where one is elsewhere, let MPI end all."""
         for other in self.gone:
-            where, process, _ = self.places[other]
+            where, process = self.places[other]
             if where != machine():
                 self.comm.Abort(exit_code)
             with contextlib.suppress(OSError):
@@ -178,7 +179,7 @@ class World:
 
     def _find_the_dead(self):
         here = machine()
-        for other, (where, process, _) in enumerate(self.places):
+        for other, (where, process) in enumerate(self.places):
             if where == here and other != self.rank and not is_alive(process):
                 self.gone.add(other)
         return self.gone
