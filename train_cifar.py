@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train MobileNetV2 on CIFAR-10, every gradient derived by hand.
 
-Exit codes: 0 done; 1 a number was no longer finite, memory ran out, or a file could not be written; 2 something asked for
-cannot be had; 130 and 143 stopped by a signal: the same command with --resume goes on.
+Exit codes: 0 done; 1 a number was no longer finite, memory ran out, a file could not be written, or a rank was killed or
+hung; 2 something asked for cannot be had; 130 and 143 stopped by a signal: the same command with --resume goes on.
 """
 
 import sys
@@ -15,73 +15,94 @@ from scratchnet.data import cifar10, shapes
 from scratchnet.data.pictures import PictureError, read_pictures
 from scratchnet.data.shapes import draw_shapes
 from scratchnet.device import resolve_device
+from scratchnet.parallel import ranks
 from scratchnet.program.console import Console, outlive_terminal
+from scratchnet.program.ending import fail
 from scratchnet.program.flags import flags_of, parse
-from scratchnet.program.folder import FolderError, RunFolder
+from scratchnet.program.folder import run_folder
 from scratchnet.program.memory import bytes_per_picture, make_fitting, out_of_memory, room, too_large
 from scratchnet.program.parser import UsageError
+from scratchnet.program.rank import take_terminal
 from scratchnet.program.report import say_header, say_result, write_result
 from scratchnet.program.resume import resume
-from scratchnet.program.setup import make_batches, make_parts, set_precision, set_threads
+from scratchnet.program.setup import (
+    make_batches,
+    make_parts,
+    make_test_batches,
+    set_precision,
+    set_ranks,
+    set_threads,
+)
 from scratchnet.training.atomic import write_json
 from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.evaluation import evaluate
-from scratchnet.training.signals import Interrupted
-from scratchnet.training.trainer import Diverged, Trainer
+from scratchnet.training.trainer import Trainer
 
 
 @outlive_terminal()
 def main(arguments=None):
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code. One of several ranks ends here, with the others."""
+    take_terminal()
     console = Console()
     try:
-        args = parse(arguments, __doc__)
-        device = resolve_device(args.device)
-        set_precision(args.precision, device)
-        set_threads(args.threads)
-        if args.eval:
-            return test_checkpoint(args, device, console)
-        if args.predict:
-            return predict(args, device, console)
-        data, test, source = load_data(args, console)
-        parts = make_parts(args, data, device, make_model)
-        with RunFolder(args.out, keep=args.resume) as folder:  # only now, as nothing is wrong with the command
+        code = run(arguments, console)
+        ranks.largest(code)  # nobody ends while another one may still fail
+    except (Exception, KeyboardInterrupt) as error:
+        code = fail(error, console)
+    if ranks.size > 1:
+        ranks.leave(code)
+    return code
+
+
+def run(arguments, console):
+    """What `main` does where nothing goes wrong."""
+    start_as_rank()
+    args = parse(arguments, __doc__)
+    device = resolve_device(args.device)
+    set_precision(args.precision, device)
+    if (code := set_ranks(args, device, __file__, arguments, console)) is not None:
+        return code
+    set_threads(args.threads)
+    if args.eval:
+        return test_checkpoint(args, device, console)
+    if args.predict:
+        return ranks.from_first(lambda: predict(args, device, console))
+    data, test, source = load_data(args, console)
+    parts = make_parts(args, data, device, make_model)
+    with run_folder(args.out, keep=args.resume) as folder:  # only now, as nothing is wrong with the command
+        if folder:
             console.log_to(folder.path / "log.txt")
-            if folder.moved:
-                console.say(f"the earlier run in {args.out} was moved to {folder.moved}")
-            return train(folder, args, parts, data, test, source, console)
-    except (UsageError, cifar10.DataError, CheckpointError, FolderError, PictureError, sn.DeviceError) as error:
-        console.error(f"train_cifar.py: error: {error}")
-        return 2
-    except Diverged as error:
-        console.say(f"stopped: {error}")
-        return 1
-    except MemoryError as error:
-        console.error(f"train_cifar.py: error: {str(error) or 'out of memory'}")
-        return 1
-    except OSError as error:
-        console.error(f"train_cifar.py: error: cannot use {error.filename or 'a file'}: {error.strerror or error}")
-        return 1
-    except Interrupted as error:
-        console.say(f"{error}; the same command with --resume goes on from here")
-        return error.exit_code
-    except KeyboardInterrupt:  # before the first step, or while the test runs
-        console.say("stopped by SIGINT")
-        return 130
+        if folder and folder.moved:
+            console.say(f"the earlier run in {args.out} was moved to {folder.moved}")
+        return train(folder, args, parts, data, test, source, console)
+
+
+def start_as_rank():
+    """Become one of several ranks, where something like mpiexec has started this process."""
+    try:
+        ranks.start()
+    except ImportError:
+        raise UsageError(
+            "started as one of several processes, which need mpi4py to work together: pip install -e '.[fast]'"
+        ) from None
 
 
 def train(folder, args, parts, data, test, source, console):
-    """Train, then test the best checkpoint, once."""
+    """Train, then test the best checkpoint, once. Files are the first rank's affair: the others have no folder."""
     trainer = Trainer(**parts, out=args.out, console=console)
-    trainer.record.check_folder = folder.check
+    check = trainer.record.check_folder = folder and folder.check
     if args.resume:
         resume(trainer, args, console)
-    write_json(args.out / "config.json", trainer.config, folder.check)
-    if trainer.epoch < trainer.epochs:  # a result is there only once this run has one
-        folder.check()
-        for path in (args.out / "result.json", args.out / "confusion.png"):
-            if path.exists():
-                path.unlink()
+
+    def open_folder():
+        write_json(args.out / "config.json", trainer.config, check)
+        if trainer.epoch < trainer.epochs:  # a result is there only once this run has one
+            folder.check()
+            for path in (args.out / "result.json", args.out / "confusion.png"):
+                if path.exists():
+                    path.unlink()
+
+    ranks.from_first(open_folder)
     say_header(trainer, args, data, test, source)
     console.expect(args.epochs * len(trainer.train) - trainer.steps_done)
     before = room()
@@ -94,10 +115,14 @@ def train(folder, args, parts, data, test, source, console):
     best = trainer.record.best["epoch"]
     trainer.model.load_state_dict(weights_of(arrays))
     result = evaluate_test(trainer.model, args, test, trainer.device, console)
-    write_result(args, test, result, header, best, trainer.config, folder.check)
-    which = "the best by validation" if best else "the last"
-    console.say(f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, {which}")
-    say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"], folder.check)
+
+    def close_folder():
+        write_result(args, test, result, header, best, trainer.config, check)
+        which = "the best by validation" if best else "the last"
+        console.say(f"tested once, on {len(test.labels):,} pictures of {test.name}: epoch {header['epoch']}, {which}")
+        say_result(console, args, test, result, args.out / "confusion.png", trainer.config["title"], check)
+
+    ranks.from_first(close_folder)
     return 0
 
 
@@ -118,12 +143,13 @@ def test_checkpoint(args, device, console):
     if cifar10.fingerprint(trained) != config["data"]["sha256"]:
         console.say(f"            trained on other pictures that are named {name} too")
     result = evaluate_test(model, args, test, device, console)
-    say_result(console, args, test, result, args.eval.with_suffix(".confusion.png"), config["title"])
+    picture = args.eval.with_suffix(".confusion.png")
+    ranks.from_first(lambda: say_result(console, args, test, result, picture, config["title"]))
     return 0
 
 
 def predict(args, device, console):
-    """Say what each picture shows: the three likeliest classes."""
+    """Say what each picture shows: the three likeliest classes. One rank does it, alone."""
     path, *pictures = args.predict
     model, header = load_model(path, args, device)
     classes = cifar10.CLASSES if header["config"]["data"]["name"] != shapes.NAME else shapes.CLASSES
@@ -149,7 +175,7 @@ def predict(args, device, console):
 
 def load_model(path, args, device):
     """(network, header) of a checkpoint; the flags that say what it was fed with are set to its own."""
-    arrays, header = load(path)
+    arrays, header = ranks.from_first(lambda: load(path))
     weights = weights_of(arrays)
     try:
         vars(args).update(flags_of(header))
@@ -165,7 +191,8 @@ def load_model(path, args, device):
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
     batch_size = 1 if args.predict else args.batch_size
-    if device == "cpu" and (why := too_large(make, args.width, args.image_size, batch_size, room(), testing=True)):
+    needs, here = (args.width, args.image_size, batch_size), ranks.on_this_machine()
+    if device == "cpu" and (why := too_large(make, *needs, room(), True, here)):
         raise CheckpointError(f"{path}: {why}")
     return model, header
 
@@ -174,20 +201,44 @@ def load_model(path, args, device):
 
 
 def load_data(args, console, stand_in=True):
-    """(train, test, where they come from): --data, then the cache, then the download, then the drawn sample, if allowed."""
+    """(train, test, where they come from): --data, then the cache, then the download, then the drawn sample, if allowed.
+
+    Every rank reads them; only the first one downloads, and whether the pictures are drawn is its decision.
+
+    Raises:
+        DataError: they cannot be had, or other ranks have read other pictures than the first one.
+    """
+    train, test, source = _load_data(args, console, stand_in)
+    if ranks.size > 1:
+        found = bytes.fromhex(cifar10.fingerprint(train) + cifar10.fingerprint(test))
+        if others := ranks.those_that_differ(found):
+            raise cifar10.DataError(f"rank {', '.join(map(str, others))}: other pictures than on rank 0, {source}")
+    return train, test, source
+
+
+def _load_data(args, console, stand_in):
     if args.data:
         return *cifar10.load_cifar10(args.data), f"from {args.data}"
     if not args.sample:
-        try:
-            place = cifar10.find_or_download()
-            return *cifar10.load_cifar10(place), f"from {place}"
-        except cifar10.DataError as error:
-            if not stand_in:
-                raise cifar10.DataError(f"{error}; give CIFAR-10's folder or archive with --data") from error
-            console.say(
-                f"!!! NO CIFAR-10: {error}. TRAINING ON DRAWN SHAPES INSTEAD: ten classes of generated pictures, whose "
-                "accuracy says nothing about CIFAR-10. Give its folder or archive with --data for the real thing."
-            )
+        kept = []  # what the first rank reads while it looks
+
+        def find():
+            try:
+                place = cifar10.find_or_download()
+                kept.extend(cifar10.load_cifar10(place))
+            except cifar10.DataError as error:
+                return None, str(error)
+            return place, None
+
+        place, why = ranks.from_first(find)
+        if place:
+            return *(kept or cifar10.load_cifar10(place)), f"from {place}"
+        if not stand_in:
+            raise cifar10.DataError(f"{why}; give CIFAR-10's folder or archive with --data")
+        console.say(
+            f"!!! NO CIFAR-10: {why}. TRAINING ON DRAWN SHAPES INSTEAD: ten classes of generated pictures, whose "
+            "accuracy says nothing about CIFAR-10. Give its folder or archive with --data for the real thing."
+        )
     return *draw_shapes(seed=args.seed), "generated (scratchnet/data/shapes.py)"
 
 
@@ -199,7 +250,7 @@ def make_model(args, rng, width):
 
 def evaluate_test(model, args, test, device, console):
     """The `Evaluation` of the test pictures."""
-    batches = console.follow(make_batches(args, test, shuffle=False, device=device), "test")
+    batches = console.follow(make_test_batches(args, test, device), "test")
     return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test)
 
 

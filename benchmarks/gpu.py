@@ -163,7 +163,7 @@ def calls(cupy, args, dtype):
     maps = rows.narrow(maps) if dtype == "bfloat16" else maps
     weight, scale = cupy.ones((96, 1, 3, 3), "float32"), cupy.ones(96, "float32")
     x, matrix, geometry = as_images(maps), maps.reshape(96, -1), ((1, 1), (1, 1), (1, 1))
-    mean, _, inv_std = norm.row_statistics(matrix, 1e-5)
+    mean, _, inv_std, _ = norm.row_statistics(matrix, 1e-5)
     y, one = activation.relu6_forward(x)[0], maps.nbytes
     cache = norm.batch_norm_forward(x, scale, scale, 1e-5)[3]
     return [

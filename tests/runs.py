@@ -16,7 +16,8 @@ from scratchnet.program import report
 from scratchnet.training import atomic, checkpoint, record
 
 ROOT = Path(train_cifar.__file__).parent
-SMALL = ["--sample", "--width", "0.1", "--batch-size", "25", "--epochs", "2", "--lr", "0.02", "--threads", "1"]
+SMALL = ["--sample", "--width", "0.1", "--batch-size", "25", "--epochs", "2", "--lr", "0.02"]
+SMALL += ["--ranks", "1", "--threads", "1"]
 
 # A child process that draws 120 + 40 pictures, and dies or gets a signal after the given number of steps.
 CHILD = """
@@ -86,7 +87,7 @@ def number_of(found):
 
 TINY = [
     "--sample", "--image-size", "8", "--width", "0.1", "--batch-size", "36", "--epochs", "3", "--lr", "0.2", "--seed", "2",
-    "--threads", "1", "--checkpoint-every", "2", "--ema", "0.5", "--optimizer", "adam", "--augment", "none",
+    "--ranks", "1", "--threads", "1", "--checkpoint-every", "2", "--ema", "0.5", "--optimizer", "adam", "--augment", "none",
 ]  # fmt: skip
 
 

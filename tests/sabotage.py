@@ -120,7 +120,7 @@ def norm_backward(formula):
     """Batch norm with dx = formula(a = weight·s, dy, Σdy/M, x̂, Σdy·x̂/M), on (C, M) matrices."""
 
     def backward(self, dy):
-        _, (x, mean, inv_std, weight) = self.take_cache(dy)
+        _, (x, mean, inv_std, weight, _) = self.take_cache(dy)
         grad, xhat = sn.as_matrix(dy), (sn.as_matrix(x) - mean) * inv_std
         dbias, dweight = grad.sum(axis=1, keepdims=True), (grad * xhat).sum(axis=1, keepdims=True)
         self.bias.grad += dbias[:, 0]
@@ -137,16 +137,16 @@ def norm_assigns(self, dy):
 
 
 def norm_forgets_eps(self, dy):
-    _, (x, mean, inv_std, weight) = self.take_cache(dy)
+    _, (x, mean, inv_std, weight, m) = self.take_cache(dy)
     inv_std = 1 / np.sqrt(1 / inv_std**2 - self.eps)
-    dx, dweight, dbias = batch_norm_backward(dy, (x, mean, inv_std, weight))
+    dx, dweight, dbias = batch_norm_backward(dy, (x, mean, inv_std, weight, m))
     self.weight.grad += dweight
     self.bias.grad += dbias
     return dx
 
 
 def norm_is_never_frozen(self, dy):
-    dx, dweight, dbias = batch_norm_backward(dy, self.take_cache(dy)[1])
+    dx, dweight, dbias = batch_norm_backward(dy, (*self.take_cache(dy)[1][:4], dy.size // dy.shape[1]))
     self.weight.grad += dweight
     self.bias.grad += dbias
     return dx
@@ -560,7 +560,7 @@ def fresh_norm(frozen=False, **wrong):
 
     def backward(self, dy):
         _, cache = self.take_cache(dy)
-        x, mean, s, weight = cache
+        x, mean, s, weight = cache[:4]
         right = dict(zip(("x", "weight", "bias"), RULES[self.training](dy, cache), strict=True))
         n = SimpleNamespace(dy=sn.as_matrix(dy), x=sn.as_matrix(x), mean=mean, s=s, dx=sn.as_matrix(right["x"]))
         n.weight, n.bias, n.eps, n.xhat = weight[:, None], self.bias.data[:, None], self.eps, (n.x - mean) * s

@@ -12,6 +12,7 @@ from strategies import is_channel_major
 import scratchnet as sn
 from scratchnet.array import to_device
 from scratchnet.data.cifar10 import Dataset
+from scratchnet.parallel import ranks
 from scratchnet.training import batches
 from scratchnet.training.augment import resize
 from scratchnet.training.batches import Batches, split
@@ -138,6 +139,31 @@ def test_no_two_draws_share_a_random_stream(monkeypatch):
         list(b.epoch(k))
     assert len(seeds) == 2 + 3 * (1 + len(b))
     assert len({tuple(np.random.SeedSequence(seed).generate_state(4)) for seed in seeds}) == len(seeds)
+
+
+@pytest.mark.parametrize("device", ["cpu", "plain", "cuda"])
+@pytest.mark.parametrize("options", [{}, {"augment": True}, {"augment": True, "alternate": True, "image_size": 12}])
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_ranks_share_the_batches_of_one(standin, monkeypatch, device, options, count):
+    sn.use_kernels(device != "plain")
+    b = Batches(dataset(17), 5, seed=3, device="cuda" if device == "cuda" else "cpu", **options)
+    whole = [tuple(to_device(array, "cpu") for array in batch) for batch in b.epoch(1)]
+    shares = []
+    monkeypatch.setattr(ranks, "size", count)
+    for rank in range(count):
+        monkeypatch.setattr(ranks, "rank", rank)
+        shares.append([])
+        for batch in b.epoch(1):
+            with ranks.alone():  # while the next one is prepared
+                shares[-1].append(tuple(to_device(array, "cpu") for array in batch))
+    for batch, *parts in zip(whole, *shares, strict=True):
+        x, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        np.testing.assert_array_equal(labels, batch[1])
+        # to resize is a product of matrices, and BLAS adds in an order that depends on their size
+        np.testing.assert_allclose(x, batch[0], rtol=0, atol=2e-6 if "image_size" in options else 0)
+        assert max(len(x) for x, _ in parts) - min(len(x) for x, _ in parts) <= 1
+        assert all(x.dtype == batch[0].dtype and x.shape[1:] == batch[0].shape[1:] for x, _ in parts)
+        assert all(is_channel_major(x) for x, _ in parts if len(x))
 
 
 def test_pictures_are_resized_as_asked():

@@ -8,6 +8,7 @@ import pytest
 import scratchnet as sn
 from scratchnet.array import as_maps
 from scratchnet.data.cifar10 import Dataset
+from scratchnet.parallel import ranks
 from scratchnet.training.batches import Batches
 from scratchnet.training.evaluation import Evaluation, confusion_lines, draw_confusion, evaluate, mirror
 
@@ -59,6 +60,23 @@ def test_it_leaves_every_module_in_the_mode_in_which_it_was():
         modes = [(module.training, module.saves) for _, module in model.named_modules()]
         evaluate(model, sn.CrossEntropyLoss(), batches(pictures()))
         assert [(module.training, module.saves) for _, module in model.named_modules()] == modes
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+@pytest.mark.parametrize("number", [23, 2])
+def test_the_sums_of_all_ranks_are_those_of_one(number, count, monkeypatch):
+    """Of the last batch some ranks have no picture, and of two pictures some have none at all."""
+    dataset, parts = pictures(number), []
+    want = evaluate(Sides(), sn.CrossEntropyLoss(), batches(dataset))
+    monkeypatch.setattr(ranks, "size", count)
+    monkeypatch.setattr(ranks, "largest", lambda classes: 3)
+    monkeypatch.setattr(ranks, "sum_over_ranks", lambda value: parts.append(value) or np.ones((3, 3)))
+    monkeypatch.setattr(Evaluation, "__new__", lambda *_: None)
+    for rank in range(count):
+        monkeypatch.setattr(ranks, "rank", rank)
+        evaluate(Sides(), sn.CrossEntropyLoss(), batches(dataset))
+    np.testing.assert_array_equal(sum(parts[::2]), want.confusion)
+    assert sum(parts[1::2]) / number == pytest.approx(want.loss, rel=1e-6)
 
 
 def test_with_its_mirror_image_a_picture_has_no_sides():

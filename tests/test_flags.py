@@ -1,12 +1,13 @@
 """The command line: what it refuses, in one line and before anything is touched, and what it says of itself."""
 
 import re
+import sys
 
 import pytest
 from runs import ROOT, SMALL, few_pictures
 
 import train_cifar
-from scratchnet.program import flags, memory
+from scratchnet.program import flags, memory, setup
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,9 @@ BAD = {
     "one picture": (["--variant", "imagenet", "--batch-size", "1"], "--batch-size 1 with --image-size 32 is too little: "),
     "one small one": (["--image-size", "8", "--batch-size", "1"], "--batch-size 1 with --image-size 8 is too little: "),
     "many threads": (["--threads", "1000000"], "--threads must be at most 1024, got 1000000"),
+    "no ranks": (["--ranks", "0"], "--ranks must be at least 1, got 0"),
+    "some ranks": (["--ranks", "some"], "--ranks must be auto, or a whole number, got 'some'"),
+    "no patience": (["--rank-timeout", "0"], "--rank-timeout must be at least 1, got 0"),
     "momentum 2": (["--momentum", "2"], r"--momentum must be in \[0, 1\), got 2"),
     "dropout 1": (["--dropout", "1"], r"--dropout must be in \[0, 1\), got 1"),
     "smoothing 2": (["--label-smoothing", "2"], r"--label-smoothing must be in \[0, 1\], got 2"),
@@ -120,15 +124,53 @@ def test_presets_are_defaults_that_flags_win_over():
     ("width", "image_size", "batch_size", "free"),
     [(0.5, 64, 100, 1 << 30), (0.25, 512, 2, 1 << 28), (60, 32, 16, 1 << 32), (1, 32, 4096, 1 << 31)],
 )
-def test_what_is_said_to_fit_does_fit(width, image_size, batch_size, free):
+@pytest.mark.parametrize("more", [(), (False, 3)])
+def test_what_is_said_to_fit_does_fit(width, image_size, batch_size, free, more):
+
     def network(factor):
         return train_cifar.MobileNetV2(10, factor)
 
     asked = {"width": width, "image-size": image_size, "batch-size": batch_size}
-    line = memory.too_large(network, *asked.values(), free)
+    line = memory.too_large(network, *asked.values(), free, *more)
     flag, value = re.search(r"about --(\S+) (\S+) fits$", line).groups()
     asked[flag] = type(asked[flag])(float(value))
     if flag == "width":
         asked["batch-size"] = 2
-    assert memory.too_large(network, *asked.values(), free) is None
+    assert memory.too_large(network, *asked.values(), free, *more) is None
     assert memory.too_large(network, *asked.values(), None) is None, "nobody says how much there is"
+
+
+@pytest.mark.parametrize(
+    ("flags_given", "called", "device", "want"),
+    [
+        ([], False, "cpu", ["--ranks", "4", "--threads", "2"]),
+        (["--threads", "3"], False, "cpu", ["--ranks", "4"]),
+        (["--ranks", "3"], False, "cpu", ["--ranks", "3"]),
+        (["--ranks", "3"], True, "cpu", ["--ranks", "3"]),
+        (["--ranks", "2"], False, "cuda", ["--ranks", "2"]),
+        (["--ranks", "1"], False, "cpu", None),
+        ([], True, "cpu", None),
+        ([], False, "cuda", None),
+        (["--predict", "best.npz", "a.png"], False, "cpu", None),
+    ],
+)
+def test_a_command_fills_the_machine_with_ranks_and_a_call_computes_here(
+    flags_given, called, device, want, monkeypatch
+):
+    started = []
+
+    def run_as_ranks(count, command, console):
+        started.append((count, command))
+        return code
+
+    monkeypatch.setattr(setup, "run_as_ranks", run_as_ranks)
+    monkeypatch.setattr(setup, "sensible_ranks", lambda cores, batch_size: (4, 2))
+    monkeypatch.setattr(sys, "argv", ["train_cifar.py", *flags_given])
+    args = flags.parse(flags_given, "")
+    for code in (0, 143, None):  # None: MPI cannot start here
+        found = setup.set_ranks(args, device, "program.py", flags_given if called else None, None)
+        assert found == (code if want else None)
+    if want:
+        assert started == [(int(want[1]), [sys.executable, "program.py", *flags_given, *want])] * 3
+    else:
+        assert not started

@@ -14,6 +14,7 @@ import train_cifar
 from scratchnet.data import cifar10
 from scratchnet.kernels import compiled
 from scratchnet.program import flags
+from scratchnet.program.folder import RunFolder
 from scratchnet.training import checkpoint, trainer
 
 
@@ -46,7 +47,7 @@ def test_header_says_network_and_machine(tmp_path, capsys):
         "108 train + 12 validation + 40 test",
         "parameters",
         "million multiply-adds",
-        "cpu, 1 threads",
+        "cpu, 1 thread, kernels",
         "seed 0",
     ):
         assert part in header
@@ -206,7 +207,7 @@ def test_resume_refuses_a_checkpoint_of_another_network(tmp_path, capsys):
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path, capsys):
-    with train_cifar.RunFolder(tmp_path, keep=False):
+    with RunFolder(tmp_path, keep=False):
         assert run("--out", tmp_path) == 2
     assert f"another run (process {os.getpid()}) is writing to {tmp_path}" in capsys.readouterr().err
 

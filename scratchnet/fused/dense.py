@@ -15,6 +15,7 @@ Backward, from dy = ∂L/∂y
     h  = g - dβ/M - zc · s dγ/M        so that (BN.7) says dz = a h                         (STEM.6)
     dW = a (h · colsᵀ)                 by (CONV.5), the scale taken out of the sum           (STEM.7)
     dx = every entry of (a W)ᵀ · h, added to its pixel, by (CONV.6) and (CONV.7)             (STEM.8)
+    Over several ranks μ, v and M, and dβ and dγ in (STEM.6), are those of all; every gradient is this rank's part.
 
 A plan puts this in the place of the three layers where there is a kernel for it (`DenseStep`): the functions here make what
 the three layers would.
@@ -24,6 +25,8 @@ from scratchnet import kernels
 from scratchnet.fused.step import MapsStep
 from scratchnet.layers.activation import clip
 from scratchnet.layers.conv import grouped_backward, grouped_forward
+from scratchnet.layers.norm import centre
+from scratchnet.parallel.ranks import pooled_sums
 
 
 def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
@@ -42,21 +45,19 @@ def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilat
     geometry = stride, padding, dilation
     z = grouped_forward(x, weight, *geometry, 1)
     rows = z.reshape(len(z), -1)  # (O, OH, OW, N) -> (O, M)
-    mean = rows.mean(axis=1, keepdims=True)
-    centred = rows - mean  # (STEM.1)
-    var = (centred * centred).mean(axis=1, keepdims=True)
+    centred, mean, var, m = centre(rows)  # (STEM.1)
     inv_std = 1 / (var + eps) ** 0.5  # (STEM.2)
     y = clip(gamma[:, None] * inv_std * centred + beta[:, None], 0, 6)  # (STEM.3)
-    return y.reshape(z.shape), mean[:, 0], var[:, 0], (x, weight, centred, y, gamma, inv_std, geometry)
+    return y.reshape(z.shape), mean[:, 0], var[:, 0], (x, weight, centred, y, gamma, inv_std, m, geometry)
 
 
 def dense_norm_relu6_backward(dy, cache):
     """Gradients of `dense_norm_relu6_forward`: dx (C, H, W, N), dweight like weight, dgamma and dbeta (O,)."""
-    x, weight, centred, y, gamma, inv_std, (stride, padding, dilation) = cache
+    x, weight, centred, y, gamma, inv_std, m, (stride, padding, dilation) = cache
     g = dy.reshape(centred.shape) * ~((y.real <= 0) | (y.real >= 6))  # (STEM.4)
-    m = g.shape[1]
     dbeta, dgamma = g.sum(axis=1), inv_std[:, 0] * (g * centred).sum(axis=1)  # (STEM.5)
-    h = g - dbeta[:, None] / m - centred * (inv_std * dgamma[:, None] / m)  # (STEM.6)
+    all_dbeta, all_dgamma = pooled_sums(dbeta, dgamma)
+    h = g - all_dbeta[:, None] / m - centred * (inv_std * all_dgamma[:, None] / m)  # (STEM.6)
     a = (gamma[:, None] * inv_std)[:, :, None, None]
     dx, products = grouped_backward(h.reshape(dy.shape), x, a * weight, stride, padding, dilation, 1)  # (STEM.8)
     return dx, a * products, dgamma, dbeta  # (STEM.7)

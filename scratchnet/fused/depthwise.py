@@ -15,6 +15,8 @@ Backward, from dy = ∂L/∂y
     and the convolution is linear in its weight and in dz, which leaves h as the only array to be made:
     dx = convᵀ(h; a weight),    dweight = a Σ h x      with conv.py's (CONV.10) and (CONV.9)  (DWF.6)
 
+Over several ranks μ, v and M, and dβ and dγ in (DWF.5), are those of all (norm.py); every gradient is this rank's part.
+
 Of the arrays in between only zc is kept. A plan puts this in the place of the three layers (`DepthwiseStep`).
 """
 
@@ -22,6 +24,8 @@ from scratchnet import kernels
 from scratchnet.fused.step import MapsStep
 from scratchnet.layers.activation import clip
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
+from scratchnet.layers.norm import centre
+from scratchnet.parallel.ranks import pooled_sums
 
 
 def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
@@ -40,22 +44,20 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
     geometry = stride, padding, dilation
     z = depthwise_forward(x, weight, *geometry)
     rows = z.reshape(len(z), -1)  # (C, OH, OW, N) -> (C, M)
-    mean = rows.mean(axis=1, keepdims=True)
-    centred = rows - mean
-    var = (centred * centred).mean(axis=1, keepdims=True)
+    centred, mean, var, m = centre(rows)
     inv_std = 1 / (var + eps) ** 0.5  # (DWF.1)
     y = clip(gamma[:, None] * inv_std * centred + beta[:, None], 0, 6)  # (DWF.2)
-    return y.reshape(z.shape), mean[:, 0], var[:, 0], (x, weight, centred, y, gamma, inv_std, geometry)
+    return y.reshape(z.shape), mean[:, 0], var[:, 0], (x, weight, centred, y, gamma, inv_std, m, geometry)
 
 
 def depthwise_norm_relu6_backward(dy, cache):
     """Gradients of `depthwise_norm_relu6_forward`: dx (C, H, W, N), dweight like weight, dgamma and dbeta (C,)."""
-    x, weight, centred, y, gamma, inv_std, geometry = cache
+    x, weight, centred, y, gamma, inv_std, m, geometry = cache
     grad = dy.reshape(centred.shape)
     g = grad * ~((y.real <= 0) | (y.real >= 6))  # (DWF.3)
-    m = grad.shape[1]
     dbeta, dgamma = g.sum(axis=1), inv_std[:, 0] * (g * centred).sum(axis=1)  # (DWF.4)
-    h = g - dbeta[:, None] / m - centred * (inv_std * dgamma[:, None] / m)  # (DWF.5)
+    all_dbeta, all_dgamma = pooled_sums(dbeta, dgamma)
+    h = g - all_dbeta[:, None] / m - centred * (inv_std * all_dgamma[:, None] / m)  # (DWF.5)
     a = (gamma[:, None] * inv_std)[:, :, None, None]
     dx, products = depthwise_backward(h.reshape(dy.shape), x, a * weight, *geometry)
     return dx, a * products, dgamma, dbeta  # (DWF.6)

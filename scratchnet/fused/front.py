@@ -19,6 +19,8 @@ Backward, from dy₂, with z₁ and y₁ made again by (FRONT.1) and (FRONT.2): 
     dz₁ by batch norm's own backward (BN.7): a₁ (g - dβ₁/M - (z₁ - μ₁) s₁ dγ₁/M)
     dW = dZ₁ (X - x̄)ᵀ   the rows of dZ₁ sum to 0                                           (FRONT.5)
     dX = Wᵀ dZ₁                                                                            (FRONT.6)
+    Over several ranks the rows of dZ₁ sum to 0 over all of them, not over one. In (FRONT.5) that takes away the same x̄ from
+    every rank's X, and leaves the sum of their dW as it is: so x̄ is the mean over all ranks, as μ₁ and v₁ are.
 
 Where no cache keeps a channel for so long, as on a GPU, (FUSE.3) gives μ₁ and v₁ without Z₁, and (FUSE.8)-(FUSE.11) both
 products without dZ₁. A plan puts this in the place of the six layers (`FrontStep`) where a kernel computes it.
@@ -28,6 +30,8 @@ from scratchnet import kernels
 from scratchnet.fused.depthwise import DepthwiseStep, depthwise_norm_relu6_backward, depthwise_norm_relu6_forward
 from scratchnet.fused.step import MapsStep
 from scratchnet.layers.activation import clip
+from scratchnet.layers.norm import centre
+from scratchnet.parallel.ranks import pooled_mean, pooled_sums
 
 
 def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2, stride, padding, dilation):
@@ -43,12 +47,10 @@ def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2,
         y (E, OH, OW, N); mean and biased variance of both convolutions' outputs, each (E,); the cache for the backward.
     """
     matrix, rows = weight1[:, :, 0, 0], x.reshape(len(x), -1)  # (C, H, W, N) -> (C, M)
-    mean_x = rows.mean(axis=1, keepdims=True)
+    mean_x, _ = pooled_mean(rows.mean(axis=1, keepdims=True), rows.shape[1])
     columns = rows - mean_x
     z = matrix @ columns  # (FRONT.1)
-    mean = z.mean(axis=1, keepdims=True)  # (BN.1): 0, but for rounding
-    centred = z - mean
-    var = (centred * centred).mean(axis=1, keepdims=True)  # (BN.2)
+    centred, mean, var, m = centre(z)  # the mean is 0, but for rounding
     inv_std = 1 / (var + eps1) ** 0.5
     a = gamma1[:, None] * inv_std
     y = clip(a * centred + beta1[:, None], 0, 6)  # (FRONT.2)
@@ -60,18 +62,18 @@ def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2,
         var[:, 0],
         mean2,
         var2,
-        (columns, matrix, centred, y, a, inv_std, saved, x.shape),
+        (columns, matrix, centred, y, a, inv_std, m, saved, x.shape),
     )
 
 
 def front_backward(dy, cache):
     """Gradients of `front_forward`: dx like x, and dweight, dgamma and dbeta of the first and of the second convolution."""
-    columns, matrix, centred, y, a, inv_std, saved, shape = cache
+    columns, matrix, centred, y, a, inv_std, m, saved, shape = cache
     dy1, dweight2, dgamma2, dbeta2 = depthwise_norm_relu6_backward(dy, saved)
     g = dy1.reshape(y.shape) * ~((y.real <= 0) | (y.real >= 6))  # (FRONT.3)
-    m = g.shape[1]
     dbeta, dgamma = g.sum(axis=1), inv_std[:, 0] * (g * centred).sum(axis=1)  # (FRONT.4)
-    dz = a * (g - dbeta[:, None] / m - centred * (inv_std * dgamma[:, None] / m))  # (BN.7)
+    all_dbeta, all_dgamma = pooled_sums(dbeta, dgamma)
+    dz = a * (g - all_dbeta[:, None] / m - centred * (inv_std * all_dgamma[:, None] / m))  # (BN.7)
     dweight = dz @ columns.T  # (FRONT.5)
     dx = (matrix.T @ dz).reshape(shape)  # (FRONT.6)
     return dx, dweight[:, :, None, None], dgamma, dbeta, dweight2, dgamma2, dbeta2

@@ -25,6 +25,11 @@ Backward, from dy = ∂L/∂y
     dX = W'ᵀ g - Wᵀ (a s dγ/M · W) Xc - Wᵀ (a dβ/M)                                         (FUSE.11)
     in which the second matrix is C × C and the third term one column: neither dZ nor g has to be kept.
 
+Over several ranks (norm.py) x̄ and M are those of all. Xc has only this rank's columns, and its K, which is Xc Xcᵀ / M, is
+this rank's part of the covariance: (FUSE.3) is linear in K, so that of all of it nothing needs to be sent but v, the sum of
+the ranks' parts. With dβ and dγ of all ranks (FUSE.11) holds for this rank's columns. In (FUSE.10) rows sum to 0 over all
+ranks only: what is left out there is not 0 on one rank, but in the sum of the ranks' dW it is. P and W K are parts too.
+
 A plan puts this in the place of the three layers (`PointwiseStep`). Both identities are exact; what differs from the three
 layers is rounding.
 """
@@ -33,6 +38,7 @@ from scratchnet.array import as_images, as_matrix
 from scratchnet.fused.step import FusedStep
 from scratchnet.kernels import Pair
 from scratchnet.layers.activation import clip
+from scratchnet.parallel.ranks import pooled_mean, pooled_sums
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
@@ -48,29 +54,28 @@ def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
         y (N, O, H, W); mean and biased variance of the convolution's output, each (O,); the cache for the backward.
     """
     rows, matrix = as_matrix(x), weight[:, :, 0, 0]  # (N, C, H, W) -> (C, M)
-    m = rows.shape[1]
-    mean_x = rows.mean(axis=1, keepdims=True)
+    mean_x, m = pooled_mean(rows.mean(axis=1, keepdims=True), rows.shape[1])
     centred = rows - mean_x  # (FUSE.1)
     mixed = matrix @ (centred @ centred.T / m)  # (FUSE.2): W K
-    mean, var = matrix @ mean_x, (mixed * matrix).sum(axis=1, keepdims=True)  # (FUSE.3)
+    mean, var = matrix @ mean_x, pooled_sums((mixed * matrix).sum(axis=1, keepdims=True))  # (FUSE.3)
     inv_std = 1 / (var + eps) ** 0.5
     scaled = gamma[:, None] * inv_std * matrix  # (FUSE.4)
     y = clipped_product(centred, scaled, beta)  # (FUSE.5)
-    return as_images(y, x), mean[:, 0], var[:, 0], (y, centred, mixed, matrix, scaled, gamma, inv_std)
+    return as_images(y, x), mean[:, 0], var[:, 0], (y, centred, mixed, matrix, scaled, gamma, inv_std, m)
 
 
 def conv_norm_relu6_backward(dy, cache):
     """Gradients of `conv_norm_relu6_forward`: dx (N, C, H, W), dweight (O, C, 1, 1), dgamma and dbeta (O,)."""
-    y, centred, mixed, matrix, scaled, gamma, inv_std = cache
+    y, centred, mixed, matrix, scaled, gamma, inv_std, m = cache
     g = as_matrix(dy) * ~((y.real <= 0) | (y.real >= 6))  # (FUSE.6)
-    m = g.shape[1]
     dbeta = g.sum(axis=1)  # (FUSE.7)
     products = g @ centred.T  # (FUSE.8)
     dgamma = inv_std[:, 0] * (matrix * products).sum(axis=1)  # (FUSE.9)
     a = gamma[:, None] * inv_std
-    through_var = inv_std * dgamma[:, None]
+    all_dbeta, all_dgamma = pooled_sums(dbeta, dgamma)
+    through_var = inv_std * all_dgamma[:, None]
     dweight = a * (products - through_var * mixed)  # (FUSE.10)
-    mix, shift = matrix.T @ (a * through_var / m * matrix), matrix.T @ (a * dbeta[:, None] / m)
+    mix, shift = matrix.T @ (a * through_var / m * matrix), matrix.T @ (a * all_dbeta[:, None] / m)
     dx = scaled.T @ g - mix @ centred - shift  # (FUSE.11)
     return as_images(dx, dy), dweight[:, :, None, None], dgamma, dbeta
 

@@ -74,7 +74,8 @@ class FusedStep(OneShotCache):
         pair = self.pair(kind_of(x))
         y, *moments, cache = self.compute(pair.forward, x)
         for (_, norm), shape, mean, var in zip(self.stages, self._shapes, moments[::2], moments[1::2], strict=True):
-            norm.track(mean, var, shape[0] * shape[2] * shape[3])
+            with located(self.names[self.layers.index(norm)]):
+                norm.track(mean, var, shape[0] * shape[2] * shape[3])
         self.save_cache((pair.backward, cache), y)
         return y
 

@@ -3,7 +3,9 @@
     y = x · keep / (1 - p)      keep drawn anew for every element, 1 with probability 1 - p     (DROP.1)
     dx = dy · keep / (1 - p)    the same mask: y is linear in x                                 (DROP.2)
 
-Dividing by 1 - p leaves the mean as it is, so that eval mode is y = x. Source: Srivastava et al. 2014, §4 and §10.
+Dividing by 1 - p leaves the mean as it is, so that eval mode is y = x. Several ranks draw the mask of the whole batch, each
+of them, and take the rows of their own pictures: it is one process's mask, and their generators stay in step. Source:
+Srivastava et al. 2014, §4 and §10.
 """
 
 import numpy as np
@@ -12,6 +14,7 @@ from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix, to_device
 from scratchnet.device import device_of
 from scratchnet.module import Module
+from scratchnet.parallel import ranks
 
 
 def dropout_forward(x, keep, p):
@@ -51,7 +54,9 @@ class Dropout(Module):
         if not self.training or self.p == 0:
             self.save_cache(None, x)
             return x
-        keep = to_device(self.rng.random(x.shape) >= self.p, device_of(x))
+        first, total = ranks.place(len(x))
+        keep = (self.rng.random((total, *x.shape[1:])) >= self.p)[first : first + len(x)]
+        keep = to_device(keep, device_of(x))
         y, cache = dropout_forward(x, keep, self.p)
         self.save_cache(cache, y)
         return y

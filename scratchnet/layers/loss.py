@@ -5,7 +5,7 @@ For one picture with logits z and K classes, softmax turns logits into log-proba
 Taking the maximum out first, zₖ - max z, changes nothing in (CE.1) and keeps exp from overflowing.
 The target is the right class, smoothed by ε so that the network need not push one logit to infinity
     tₖ = (1 - ε) · [k = label] + ε/K                                                        (CE.2)
-    loss = -Σₖ tₖ log pₖ, averaged over the N pictures                                       (CE.3)
+    loss = -Σₖ tₖ log pₖ, averaged over the N pictures, those of all ranks                   (CE.3)
 
 Backward. ∂ log pₖ/∂zⱼ = [k = j] - pⱼ by (CE.1), and Σₖ tₖ = 1, so
     dzⱼ = -Σₖ tₖ ([k = j] - pⱼ) / N = (pⱼ - tⱼ) / N                                          (CE.4)
@@ -17,10 +17,11 @@ from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import device_of, get_array_module, is_array, kind_of
 from scratchnet.module import Module
+from scratchnet.parallel.ranks import sum_over_ranks
 
 
 def cross_entropy_forward(logits, labels, label_smoothing):
-    """Mean cross entropy of a batch.
+    """Mean cross entropy of a batch, that of all ranks.
 
     Args:
         logits: (N, K).
@@ -37,15 +38,15 @@ def cross_entropy_forward(logits, labels, label_smoothing):
     classes = len(z)
     right = xp.arange(classes)[:, None] == labels  # (K, N)
     target = right * ((1 - label_smoothing) * xp.ones_like(z)) + label_smoothing / classes  # (CE.2)
-    loss = -(target * log_p).sum() / labels.size  # (CE.3)
-    return loss, (log_p, target)
+    total, n = sum_over_ranks(xp.asarray((target * log_p).sum()), labels.size)
+    return -total / n, (log_p, target, n)  # (CE.3)
 
 
 def cross_entropy_backward(dloss, cache):
     """Gradient of `cross_entropy_forward`: dlogits (N, K); dloss is ∂L/∂loss, 1 when the loss is what is minimised."""
-    log_p, target = cache
+    log_p, target, n = cache
     xp = get_array_module(log_p)
-    dz = (xp.exp(log_p) - target) * (dloss / log_p.shape[1])  # (CE.4)
+    dz = (xp.exp(log_p) - target) * (dloss / n)  # (CE.4)
     return as_images(dz)
 
 

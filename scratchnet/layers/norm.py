@@ -26,6 +26,15 @@ The running statistics are averages that forget: with momentum μ, the weight of
     running_mean ← running_mean + μ (m - running_mean)                            (BN.9)
     running_var  ← running_var  + μ (v · M/(M-1) - running_var)                   (BN.10)
 where M/(M-1) makes v the unbiased estimate, as in PyTorch.
+
+Over several ranks (parallel/ranks.py), of which rank r has Mr of the M numbers of the row, with mean mr and variance vr, x
+is still one row: m and v are sums over all of it. From each rank's own follow, exactly,
+    M = Σ Mr,   m = Σ Mr mr / M                                                   (BN.11)
+    v = Σ Mr (vr + (mr - m)²) / M                                                 (BN.12)
+since Σ (x - m)² over a rank's numbers is Mr vr + Mr (mr - m)²: the term in between has the factor Σ (x - mr) = 0. In
+backward xᵢ reaches the x̂ⱼ of every rank, through m and v. So the two sums in (BN.7), and its M, are those of all ranks; the
+rest of it is a rank's own. dweight and dbias themselves are returned as each rank's part, as every gradient is: the parts
+are added once a step, for all parameters together.
 """
 
 import math
@@ -36,11 +45,22 @@ from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import kind_of
 from scratchnet.module import Module, Parameter
+from scratchnet.parallel import ranks
+from scratchnet.parallel.ranks import moments_to_track, pooled_moments, pooled_sums
 from scratchnet.windows import is_count
 
 
+def centre(rows):
+    """Rows (C, M) less the mean of each, that mean and the biased variance, each (C, 1), and M: those of all ranks."""
+    mean = own = rows.mean(axis=1, keepdims=True)  # (BN.1)
+    centred = rows - mean
+    var = (centred * centred).mean(axis=1, keepdims=True)  # (BN.2) this form stays exact far from zero
+    mean, var, m = pooled_moments(mean, var, rows.shape[1])  # (BN.11), (BN.12)
+    return centred if mean is own else rows - mean, mean, var, m
+
+
 def batch_norm_forward(x, weight, bias, eps):
-    """Normalise with the statistics of this very batch.
+    """Normalise with the statistics of this very batch, that of all ranks.
 
     Args:
         x: activations, (N, C, H, W), more than one value per channel.
@@ -51,25 +71,23 @@ def batch_norm_forward(x, weight, bias, eps):
         y, shaped like x; the batch's mean and biased variance, each (C,); the cache for `batch_norm_backward`.
     """
     rows = as_matrix(x)  # (N, C, H, W) -> (C, M)
-    mean = rows.mean(axis=1, keepdims=True)  # (BN.1)
-    centred = rows - mean
-    var = (centred * centred).mean(axis=1, keepdims=True)  # (BN.2) this form stays exact far from zero
+    centred, mean, var, m = centre(rows)
     inv_std = 1 / (var + eps) ** 0.5
     xhat = centred * inv_std  # (BN.3)
     y = weight[:, None] * xhat + bias[:, None]  # (BN.4)
-    return as_images(y, x), mean[:, 0], var[:, 0], (x, mean, inv_std, weight)
+    return as_images(y, x), mean[:, 0], var[:, 0], (x, mean, inv_std, weight, m)
 
 
 def batch_norm_backward(dy, cache):
     """Gradients of `batch_norm_forward`: dx like dy (N, C, H, W), dweight and dbias (C,)."""
-    x, mean, inv_std, weight = cache
+    x, mean, inv_std, weight, m = cache
     grad = as_matrix(dy)  # (N, C, H, W) -> (C, M)
-    m = grad.shape[1]
     xhat = (as_matrix(x) - mean) * inv_std  # (BN.3) again: x is kept anyway, x̂ would be one more activation
     dbias = grad.sum(axis=1)  # (BN.5)
     dweight = (grad * xhat).sum(axis=1)  # (BN.6)
-    through_mean = dbias[:, None] / m
-    through_var = xhat * (dweight[:, None] / m)
+    all_dbias, all_dweight = pooled_sums(dbias, dweight)
+    through_mean = all_dbias[:, None] / m
+    through_var = xhat * (all_dweight[:, None] / m)
     dx = weight[:, None] * inv_std * (grad - through_mean - through_var)  # (BN.7)
     return as_images(dx, dy), dweight, dbias
 
@@ -140,8 +158,8 @@ class BatchNorm2d(Module):
         return kernels.choose(BATCH_NORM if self.training else FROZEN_BATCH_NORM, kind)
 
     def require_batch(self, shape):
-        """Raise ValueError where x of this shape holds too few values for statistics."""
-        if math.prod(shape) == shape[1]:
+        """Raise ValueError where x of this shape holds too few values for statistics; several ranks' `track` may."""
+        if ranks.size == 1 and math.prod(shape) == shape[1]:
             raise ValueError(
                 f"{self.name}: needs more than one value per channel in training mode, got x of shape {shape}"
             )
@@ -169,7 +187,18 @@ class BatchNorm2d(Module):
         return dx
 
     def track(self, mean, var, count):
-        """Take the statistics of one more batch, each (C,), of `count` values a channel, into the running ones."""
+        """Take the statistics of one more batch into the running ones, which are the same on all ranks.
+
+        Args:
+            mean, var: each (C,), as forward found them.
+            count: values a channel on this rank.
+
+        Raises:
+            ValueError: all ranks together have one value a channel.
+        """
+        mean, var, count = moments_to_track(mean, var, count)
+        if count == 1:
+            raise ValueError(f"{self.name}: needs more than one value per channel in training mode, all ranks have one")
         running = self.running_mean, self.running_var, self.num_batches_tracked
         kernels.run(track_statistics, *running, mean, var, self.momentum, count)
 

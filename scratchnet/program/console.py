@@ -2,7 +2,8 @@
 
 On a terminal the bar moves; anywhere else there is a line every half minute and no control characters, so that a log reads
 as it was written. Streams that are closed, go away or lack a character, and a log disk that is full, end no training run:
-what cannot be said is dropped, or written in other characters.
+what cannot be said is dropped, or written in other characters. Of several ranks one speaks, the first of those that are
+alive: each has a console and says everything, and here it is decided who is heard.
 """
 
 import codecs
@@ -16,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from tqdm import tqdm
+
+from scratchnet.parallel import ranks
 
 ALIVE = 25.0  # seconds without a line, where nobody sees the bar, until one says how far it is
 STEPS, SECONDS = 10, 10.0  # of training, at least, before the time that it takes is estimated
@@ -38,6 +41,8 @@ class Console:
 
     def log_to(self, path):
         """Append every line to this file from now on, those already said included."""
+        if not ranks.speaks():
+            return
         with contextlib.suppress(OSError):
             self._log = open(path, "ab", buffering=0)
             weakref.finalize(self, self._log.close)
@@ -48,6 +53,8 @@ class Console:
     def say(self, text=""):
         """One line, or several."""
         self._said = time.monotonic()
+        if not ranks.speaks():
+            return
         try:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -57,6 +64,8 @@ class Console:
 
     def error(self, text):
         """One line, whatever is in the names that it quotes, to standard error, and to the log where there is one."""
+        if not ranks.speaks():
+            return
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         with contextlib.suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
@@ -133,7 +142,7 @@ class _Bar(tqdm):
         )
         super().__init__(
             total=total, initial=done, desc=title, leave=False, ncols=80, nrows=20, file=_Deaf(sys.stderr),
-            disable=not console.interactive,
+            disable=not (console.interactive and ranks.speaks()),
             bar_format=FORMAT,
         )  # fmt: skip
 

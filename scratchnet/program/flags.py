@@ -36,12 +36,12 @@ ABOUT = {
 }
 # Flags that may differ between a run and its resumption: they change where it runs and what it says, not what it computes.
 FREE = {
-    "data", "sample", "device", "threads", "out", "resume", "resume_with_changes", "checkpoint_every", "eval", "predict",
-    "flip_test", "trace", "preset",
+    "data", "sample", "device", "ranks", "rank_timeout", "threads", "out", "resume", "resume_with_changes",
+    "checkpoint_every", "eval", "predict", "flip_test", "trace", "preset",
 }  # fmt: skip
 # The only flags that may stand beside these two: all else is as the checkpoint says.
 BESIDE = {
-    "eval": ("data", "sample", "batch_size", "device", "precision", "threads", "flip_test"),
+    "eval": ("data", "sample", "batch_size", "device", "precision", "ranks", "rank_timeout", "threads", "flip_test"),
     "predict": ("device", "precision", "threads"),
 }
 # A flag, another one, and the choices of that beside which the first would do nothing.
@@ -119,7 +119,19 @@ def make_parser(description):
         "--precision", "on a GPU: tf32 rounds what matrix products multiply to 10 bits, bf16 stores activations in 16",
         choices=("float32", "tf32", "bf16"), default="float32",
     )  # fmt: skip
-    add("--threads", "CPU threads (default: the cores that this process may use)", type=whole(1, 1024))
+    add(
+        "--ranks", "processes that share each batch, by MPI; auto: as many as fill this machine, one on a GPU",
+        type=whole(1, 1024, "auto"), default="auto",
+    )  # fmt: skip
+    add(
+        "--local-batch-norm", "batch norm over each rank's own pictures instead of the whole batch: other numbers",
+        **yes_or_no,
+    )  # fmt: skip
+    add(
+        "--rank-timeout", "longest wait for another rank, until the run stops and says which one did not come",
+        type=whole(1), default=120, metavar="SECONDS",
+    )  # fmt: skip
+    add("--threads", "CPU threads of each rank (default: its share of the cores)", type=whole(1, 1024))
     add = group("output")
     add(
         "--out", "folder of config.json, metrics.csv, last.npz, best.npz, curves.png, log.txt",

@@ -1,9 +1,11 @@
 """The folder of a run: one run at a time, and a new run never overwrites an old one."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scratchnet.parallel import ranks
 from scratchnet.training.atomic import remove_leftovers
 
 try:
@@ -17,6 +19,17 @@ TRACES = ("config.json", "metrics.csv", "last.npz", "last.previous.npz", "best.n
 
 class FolderError(OSError):
     """The folder cannot be used for this run; the message says why and what to do."""
+
+
+@contextmanager
+def run_folder(path, keep):
+    """`RunFolder` of the first rank, taken once nothing is wrong on any rank; None on the others."""
+    ranks.largest(0)  # all have come so far
+    if ranks.rank:
+        yield None
+        return
+    with RunFolder(path, keep) as folder:
+        yield folder
 
 
 class RunFolder:

@@ -28,7 +28,7 @@ def bytes_per_picture(model, shape: tuple[int, int, int]) -> float:
 
 
 def too_large(
-    make_model, width: float, image_size: int, batch_size: int, free: float | None, testing=False
+    make_model, width: float, image_size: int, batch_size: int, free: float | None, testing=False, ranks=1
 ) -> str | None:
     """One line that says what a run would need and what would fit, where it needs more than `free` bytes; else None.
 
@@ -40,17 +40,18 @@ def too_large(
         width, image_size, batch_size: of the run.
         free: `room`.
         testing: whether nothing is trained, so that no more than one layer's input and output are there at a time.
+        ranks: processes that share the room, each with all parameters, and together with one batch; each with a whole one
+            in testing.
     """
     small, side = min(width, PROBE[0]), min(image_size, PROBE[1])
     model = make_model(small)
     if testing:
-        picture = 4.0 * max(
-            math.prod(step.shape_in) + math.prod(step.shape_out) for step in trace(model, (3, side, side))
-        )
+        layers = trace(model, (3, side, side))
+        picture = ranks * 4.0 * max(math.prod(step.shape_in) + math.prod(step.shape_out) for step in layers)
     else:
         picture = bytes_per_picture(model, (3, side, side))
     picture *= (width / small) * (image_size / side) ** 2
-    parameters = COPIES * 4 * sum(p.data.size for p in model.parameters()) * (width / small) ** 2
+    parameters = ranks * COPIES * 4 * sum(p.data.size for p in model.parameters()) * (width / small) ** 2
     needs = parameters + batch_size * picture
     if free is None or needs <= free:
         return None
@@ -62,6 +63,7 @@ def too_large(
     else:
         fits = f"--image-size {_below(image_size * math.sqrt((usable - parameters) / (batch_size * picture)), 1):.0f}"
     what = f"--width {width:g}, --image-size {image_size} and --batch-size {batch_size}"
+    what += f" on {ranks} ranks" if ranks > 1 else ""
     return f"a batch with {what} takes about {_size(needs)}, and {_size(free)} are free: about {fits} fits"
 
 

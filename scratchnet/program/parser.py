@@ -39,14 +39,17 @@ def did_you_mean(unknown, flags):
     return f"there is no flag {unknown}: " + (f"did you mean {near[0]}?" if near else "--help lists them")
 
 
-def whole(least, most=math.inf):
-    """A whole number in least … most."""
+def whole(least, most=math.inf, word=None):
+    """A whole number in least … most, or the word."""
 
     def read(text):
+        if text == word:
+            return word
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+            what = f"{word}, or a whole number" if word else "a whole number"
+            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}") from None
         if not least <= value <= most:
             limit = f"least {least}" if value < least else f"most {most}"
             raise argparse.ArgumentTypeError(f"must be at {limit}, got {text}")

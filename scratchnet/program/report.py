@@ -4,6 +4,7 @@ import numpy as np
 
 import scratchnet as sn
 from scratchnet.kernels import compiled
+from scratchnet.parallel import ranks
 from scratchnet.trace import table, trace, trace_step
 from scratchnet.training.atomic import write_json
 from scratchnet.training.evaluation import confusion_lines, draw_confusion
@@ -15,8 +16,7 @@ def say_header(trainer, args, data, test, source):
     counts = [len(part.dataset.labels) for part in (trainer.train, trainer.validation)]
     layers = trace(trainer.model, (3, args.image_size, args.image_size))
     parameters, macs = (sum(getattr(step, what) for step in layers) for what in ("parameters", "multiply_adds"))
-    on_cpu = f"{sn.get_num_threads()} threads, kernels {trainer.config['kernels']}"
-    how = on_cpu if trainer.device == "cpu" else args.precision
+    how = f"{_workers()}, kernels {trainer.config['kernels']}" if trainer.device == "cpu" else args.precision
     say(f"data      {data.name}, {source}")
     say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
     padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""
@@ -33,10 +33,24 @@ def say_header(trainer, args, data, test, source):
         say(f"          {why}: with the extra fast, pip install -e '.[fast]', a step takes about half as long")
     say(f"output    {args.out}")
     if args.trace:
-        batches = trainer.train.epoch(0)
-        step = trace_step(trainer.model, trainer.criterion, *next(batches))
-        batches.close()
+        step = ranks.from_first(lambda: _trace(trainer))  # with the whole batch
         say(f"a training step with the first {args.batch_size} pictures:\n{table(step)}")
+
+
+def _workers():
+    """Who computes, and where, if that is not here alone."""
+    threads, places = sn.get_num_threads(), list(dict.fromkeys(ranks.machines()))
+    on_each = f"{threads} thread" + ("s" if threads > 1 else "")
+    where = f" on {', '.join(places)}" if len(places) > 1 else ""
+    norm = ", batch norm over each rank's own pictures" if ranks.local_batch_norm else ""
+    return f"{ranks.size} ranks × {on_each}{where}{norm}" if ranks.size > 1 else on_each
+
+
+def _trace(trainer):
+    batches = trainer.train.epoch(0)
+    step = trace_step(trainer.model, trainer.criterion, *next(batches))
+    batches.close()
+    return step
 
 
 def write_result(args, test, result, header, best_epoch, config, check):

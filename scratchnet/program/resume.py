@@ -2,6 +2,7 @@
 
 import re
 
+from scratchnet.parallel import ranks
 from scratchnet.program.flags import NORMALISE, VARIANTS, UsageError
 from scratchnet.training.atomic import atomic_file, read_regular
 from scratchnet.training.checkpoint import CheckpointError, load_latest, part
@@ -18,6 +19,7 @@ CONFIG = {
     "data": {"name": TEXT, "sha256": SHA256},
 }  # fmt: skip
 LAST_CONVOLUTION = 320 * 1280  # weights of MobileNetV2's largest layer at width 1; they grow with the width's square
+NEWER = {"ranks": 1, "local_batch_norm": False}  # fields that older configurations do not have
 CHANGES = Kind(
     "a list of changes", lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value)
 )
@@ -40,20 +42,22 @@ def check_config(path, arrays, header):
 def resume(trainer, args, console):
     """Go on from the last checkpoint in `args.out`; where there is none, begin.
 
-    Changes, where they are accepted, are kept in the configuration, so that no result hides them.
+    Changes, where they are accepted, are kept in the configuration, so that no result hides them. Another number of ranks
+    is always accepted: it changes how sums are rounded, and nothing else. Files are the first rank's affair.
 
     Raises:
         UsageError: the run began with other flags, and `args.resume_with_changes` does not accept that.
         CheckpointError: no checkpoint can be read, or it is of another network.
     """
-    found = load_latest(args.out, console.say)
+    found = ranks.from_first(lambda: load_latest(args.out, console.say))
     if found is None:
-        _forget_epochs(args.out / "log.txt", trainer)
+        ranks.from_first(lambda: _forget_epochs(args.out / "log.txt", trainer))
         console.say(f"nothing to resume in {args.out}: starting from the beginning")
         return
     arrays, header, path = found
     check_config(path, arrays, header)
-    before = header["config"]
+    before = NEWER | header["config"]
+    check(before, {"ranks": whole(1)}, f"{path}: its configuration")
     changes = before.get("changes", [])
     check(changes, CHANGES, f"{path}: the changes in its configuration")
     if changed := _changes(before, trainer.config):
@@ -70,13 +74,17 @@ def resume(trainer, args, console):
         header["batch"] = header["batch"] * before["batch_size"] // args.batch_size
         changes.append({"epoch": header["epoch"], "batch": header["batch"], "changed": changed})
         console.say(f"resuming with changes: {changed}")
+    if before["ranks"] != ranks.size:
+        changed = f"ranks was {before['ranks']}, now {ranks.size}"
+        changes.append({"epoch": header["epoch"], "batch": header["batch"], "changed": changed})
+        console.say(f"resuming on another number of ranks ({changed}): the same but for rounding")
     if changes:
         trainer.config["changes"] = changes
     try:
         trainer.restore(arrays, header)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    _forget_epochs(args.out / "log.txt", trainer)
+    ranks.from_first(lambda: _forget_epochs(args.out / "log.txt", trainer))
     console.say(f"resuming {path}: epoch {trainer.epoch + 1}, after {trainer.batch} of its {len(trainer.train)} steps")
 
 
@@ -99,6 +107,6 @@ def _is_after(line, epoch):
 
 def _changes(before, now):
     """What differs between two configurations, in words; nothing where they agree."""
-    changed = [key for key in now if now[key] != before.get(key) and key != "title"]
+    changed = [key for key in now if now[key] != before.get(key) and key not in ("title", "ranks")]
     differences = "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in changed)
     return differences + (LENGTH if "epochs" in changed else "")

@@ -1,6 +1,7 @@
 """From flags to what a run is made of: batches, optimizer, schedule, and the configuration that says all of it."""
 
 import functools
+import sys
 
 import numpy as np
 
@@ -8,7 +9,9 @@ import scratchnet as sn
 from scratchnet import kernels
 from scratchnet.data import cifar10
 from scratchnet.device import bfloat16_dtype, use_tf32
+from scratchnet.parallel import ranks
 from scratchnet.program.flags import FREE, NORMALISE
+from scratchnet.program.launch import run_as_ranks, sensible_ranks
 from scratchnet.program.memory import room, too_large
 from scratchnet.program.parser import UsageError
 from scratchnet.training import optim, schedule
@@ -28,8 +31,47 @@ def set_precision(precision, device):
         raise UsageError(f"--precision {precision} needs a GPU: use --device cuda, or --precision float32")
 
 
+def set_ranks(args, device, program, arguments, console):
+    """Be one of the ranks that the flags ask for, or start them.
+
+    Args:
+        args: the flags.
+        device: "cpu" or "cuda".
+        program, arguments: what a rank is started with. Called with no arguments it is a command, which fills the machine;
+            called as a function, it computes in its own process, unless it is told a number.
+        console: what says why there are none.
+
+    Returns:
+        The exit code, where others have done it all; else None.
+
+    Raises:
+        UsageError: mpiexec started another number than `--ranks` asks for.
+    """
+    if ranks.was_started():
+        ranks.start(args.rank_timeout)
+        if args.ranks not in ("auto", ranks.size):
+            raise UsageError(f"--ranks {args.ranks}: something like mpiexec has started {ranks.size} already")
+    else:
+        count, more = args.ranks, []
+        if count == "auto":
+            cores = sn.get_num_threads()
+            count, threads = sensible_ranks(max(1, cores // (args.threads or 1)), args.batch_size)
+            if device != "cpu" or args.predict or arguments is not None:
+                count = 1
+            more = [] if args.threads else ["--threads", str(threads)]
+        if count > 1 and not args.predict:
+            given = sys.argv[1:] if arguments is None else [*map(str, arguments)]
+            command = [sys.executable, str(program), *given, "--ranks", str(count), *more]
+            if (code := run_as_ranks(count, command, console)) is not None:
+                return code
+    ranks.local_batch_norm = args.local_batch_norm
+    return None
+
+
 def set_threads(number):
-    """Compute on so many threads; None leaves it at the cores that this process may use."""
+    """Compute on so many threads; None: the cores that this process may use, or a rank's share of them."""
+    if ranks.size > 1:
+        number = number or ranks.cores()
     if number:
         try:
             sn.set_num_threads(number)
@@ -60,7 +102,7 @@ def make_parts(args, data, device, make_model):
     return {
         "model": model, "criterion": sn.CrossEntropyLoss(args.label_smoothing), "optimizer": make_optimizer(args, model),
         "schedule": make_schedule(args, total=args.epochs * len(train)), "train": train, "epochs": args.epochs,
-        "validation": make_batches(args, validation, shuffle=False, device=device), "device": device,
+        "validation": make_test_batches(args, validation, device), "device": device,
         "average": WeightAverage(model, args.ema) if args.ema else None, "config": make_config(args, data),
         "generator": rng, "checkpoint_every": args.checkpoint_every,
     }  # fmt: skip
@@ -71,6 +113,11 @@ def make_batches(args, dataset, **options):
     mean, std = NORMALISE[args.normalise]
     form = {"batch_size": args.batch_size, "image_size": args.image_size, "bfloat16": args.precision == "bf16"}
     return Batches(dataset, seed=args.seed, mean=mean, std=std, **form | options)
+
+
+def make_test_batches(args, dataset, device):
+    """Batches to evaluate with, in order: a whole one for each rank."""
+    return make_batches(args, dataset, shuffle=False, device=device, batch_size=args.batch_size * ranks.size)
 
 
 def make_augmentation(args):
@@ -99,6 +146,7 @@ def make_config(args, dataset):
     """What decides the result of a run: flags, data, and how to name it."""
     config = {key: value for key, value in vars(args).items() if key not in FREE}
     config["data"] = {"name": dataset.name, "sha256": cifar10.fingerprint(dataset)}
+    config["ranks"] = ranks.size  # sums of several parts are rounded in another way too
     config["kernels"] = kernels.enabled()  # compiled ones round in another way than NumPy's
     config["title"] = f"MobileNetV2 {args.variant}, width {args.width}, on {dataset.name}, seed {args.seed}"
     return config
@@ -115,10 +163,17 @@ def _check_size(args, make_model, device):
     Raises:
         UsageError: with what would fit.
     """
-    if device == "cpu" and (why := too_large(make_model, args.width, args.image_size, args.batch_size, room())):
+    here = ranks.on_this_machine()
+    pictures = -(-args.batch_size * here // ranks.size)
+    needs = args.width, args.image_size, pictures
+    if device == "cpu" and (why := too_large(make_model, *needs, room(), False, here)):
         raise UsageError(why)
-    if args.batch_size == 1:
+    own = max(1, args.batch_size // ranks.size) if args.local_batch_norm else args.batch_size
+    if own == 1:
         try:
-            make_model(min(args.width, 0.1))(np.zeros((1, 3, args.image_size, args.image_size), np.float32))
+            with ranks.alone():
+                make_model(min(args.width, 0.1))(np.zeros((1, 3, args.image_size, args.image_size), np.float32))
         except ValueError as error:
-            raise UsageError(f"--batch-size 1 with --image-size {args.image_size} is too little: {error}") from error
+            what = f"--batch-size {args.batch_size} with --image-size {args.image_size}"
+            what += f" and --local-batch-norm on {ranks.size} ranks" if args.batch_size > 1 else ""
+            raise UsageError(f"{what} is too little: {error}") from error

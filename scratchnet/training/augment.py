@@ -31,8 +31,13 @@ def random_crop_flip(
     Raises:
         ValueError: padding is negative, or so large that there is nothing left to reflect.
     """
+    return crop_flip(images, *draw_crop_flip(images.shape, rng, padding, flip))
+
+
+def crop_flip(images, mirrored, shifts):
+    """`random_crop_flip` with what `draw_crop_flip` gave."""
     n, c, h, w = images.shape
-    mirrored, (down, right) = draw_crop_flip(images.shape, rng, padding, flip)
+    down, right = shifts
     rows = _reflect(np.arange(h)[:, None] + down, h)  # (H, N): which row the output row comes from
     cols = _reflect(np.arange(w)[:, None] + right, w)  # (W, N)
     cols = np.where(mirrored, w - 1 - cols, cols)

@@ -4,7 +4,8 @@ All randomness is a pure function of (seed, epoch, batch): the permutation of ep
 (seed, k), the augmentation of its batch b from one seeded with (seed, k, 1 + b). There is no generator whose state
 moves along, so a checkpoint records a position, (epoch, batch), and a run that goes on from there, even in the middle
 of an epoch, sees the same bits as a run that was never stopped. (The 1 is needed: NumPy pads a seed with zeros, so that
-(seed, k) and (seed, k, 0) are one and the same generator.)
+(seed, k) and (seed, k, 0) are one and the same generator.) Of several ranks (parallel/ranks.py) each draws for the whole
+batch, and makes its own share of it.
 
 Batches leave here in channel-major order, as the layers want them: C-contiguous when seen as (C, H, W, N).
 """
@@ -16,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from scratchnet import kernels
-from scratchnet.array import to_device
+from scratchnet.array import as_images, to_device
 from scratchnet.data.cifar10 import MEAN, STD, Dataset
 from scratchnet.device import kind_of
+from scratchnet.parallel import ranks
 from scratchnet.training.augment import (
     affine,
+    crop_flip,
     draw_crop_flip,
     normalise,
-    random_crop_flip,
     resize,
     stored_in_bfloat16,
     take_batch,
@@ -147,10 +149,10 @@ class Batches:
         return whole if self.drop_last or not rest else whole + 1
 
     def epoch(self, k: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches start, start + 1, … of epoch k.
+        """Batches start, start + 1, … of epoch k; of each this rank's share, `ranks.share`.
 
         Yields:
-            x, (N, C, S, S) float32 or bfloat16, channel-major, and labels, (N,) int64.
+            x, (N, C, S, S) float32 or bfloat16, channel-major, and labels, (N,) int64; N may be 0 for one rank of several.
 
         Raises:
             ValueError: k is negative, or start is not in 0 … len(self).
@@ -163,44 +165,57 @@ class Batches:
         order = np.arange(len(self.dataset.images))
         if self.shuffle:
             order = np.random.default_rng((self.seed, k)).permutation(order)
+        whole = [order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(len(self))]
+        # Here and now: while a batch is prepared, the network may compute as the only rank (`ranks.alone`).
+        batches = [(chosen, ranks.share(len(chosen))) for chosen in whole]
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as worker:
             ahead = None
             for b in range(start, len(self)):
-                batch = ahead.result() if ahead else self._batch(order, k, b)
+                batch = ahead.result() if ahead else self._batch(batches, k, b)
                 # Asked for just before the caller gets this one, so there is never more than one batch waiting.
-                ahead = worker.submit(self._batch, order, k, b + 1) if b + 1 < len(self) else None
+                ahead = worker.submit(self._batch, batches, k, b + 1) if b + 1 < len(self) else None
                 yield batch
 
-    def _batch(self, order, k, b):
-        chosen = order[b * self.batch_size : (b + 1) * self.batch_size]
-        rng = np.random.default_rng((self.seed, k, 1 + b))
-        flip = self._mirrored_first[chosen] ^ (k % 2 == 1) if self.alternate else None
-        x = (self._on_cpu if self.device == "cpu" else self._on_device)(chosen, rng, flip)
+    def _batch(self, batches, k, b):
+        chosen, here = batches[b]
+        labels = to_device(self.dataset.labels[chosen[here]], self.device)
+        if not len(labels):
+            return self._nothing(), labels
+        draws = self._draws(chosen, np.random.default_rng((self.seed, k, 1 + b)), k)
+        draws = np.ascontiguousarray(draws[:, here])
+        x = (self._on_cpu if self.device == "cpu" else self._on_device)(draws)
         if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
             x = resize(x, self.image_size)
         if self.bfloat16 and self.device != "cpu":
             x = kernels.run(stored_in_bfloat16, x)
-        return x, to_device(self.dataset.labels[chosen], self.device)
+        return x, labels
 
-    def _on_cpu(self, chosen, rng, flip):
+    def _nothing(self):
+        """A batch without a picture."""
+        _, c, *sides = self.dataset.images.shape
+        h, w = sides if self.image_size is None else (self.image_size, self.image_size)
+        x = to_device(as_images(np.empty((c, h, w, 0), np.float32)), self.device)
+        return stored_in_bfloat16(x) if self.bfloat16 and self.device != "cpu" else x
+
+    def _on_cpu(self, draws):
         stored = self.dataset.images
         taking = kernels.choose(kernels.Pair(take_batch), kind_of(stored))
         if taking.version != "plain" and stored.dtype.isnative:
-            return taking.forward(stored, self._draws(chosen, rng, flip), *affine(self.mean, self.std, stored.dtype))
-        images = stored[chosen]
+            return taking.forward(stored, draws, *affine(self.mean, self.std, stored.dtype))
+        images = stored[draws[0]]
         if self.augment:
-            images = random_crop_flip(images, rng, self.padding, flip)
+            images = crop_flip(images, draws[1] > 0, draws[2:])
         return normalise(images, self.mean, self.std)
 
-    def _on_device(self, chosen, rng, flip):
-        draws = to_device(self._draws(chosen, rng, flip), self.device)
-        return kernels.run(take_batch, self._images, draws, *self._affine)
+    def _on_device(self, draws):
+        return kernels.run(take_batch, self._images, to_device(draws, self.device), *self._affine)
 
-    def _draws(self, chosen, rng, flip):
-        """What `take_batch` needs to know of each picture."""
+    def _draws(self, chosen, rng, k):
+        """What `take_batch` needs to know of each picture: (4, N) int32."""
         draws = np.zeros((4, len(chosen)), np.int32)
         draws[0] = chosen
         if self.augment:
+            flip = self._mirrored_first[chosen] ^ (k % 2 == 1) if self.alternate else None
             shape = len(chosen), *self.dataset.images.shape[1:]
             draws[1], draws[2:] = draw_crop_flip(shape, rng, self.padding, flip)
         return draws

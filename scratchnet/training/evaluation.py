@@ -7,6 +7,7 @@ import numpy as np
 
 from scratchnet.array import as_images, as_maps, to_device
 from scratchnet.device import get_array_module
+from scratchnet.parallel import ranks
 from scratchnet.training.atomic import Check, atomic_file
 from scratchnet.training.metrics import Average
 
@@ -28,6 +29,8 @@ class Evaluation(NamedTuple):
 def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
     """Evaluate all batches in eval mode; the network and all in it are left in the modes in which they were.
 
+    All ranks call it together: each sees its share of every batch, and what comes out is of all pictures, on each rank.
+
     Args:
         model, criterion: as `train_step` takes them.
         batches: `Batches`, of which epoch 0 is taken.
@@ -39,11 +42,15 @@ def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
     loss, confusion = Average(), None
     try:
         for x, labels in batches.epoch(0):
+            if not len(labels):  # there are more ranks than pictures
+                continue
             x, labels = to_device(x, device), to_device(labels, device)
-            logits = model(x)
-            if flip:
-                logits = 0.5 * (logits + model(mirror(x)))
-            loss.add(criterion(logits, labels), len(labels))
+            with ranks.alone():  # no picture depends on another: nothing to exchange but the sums, at the end
+                logits = model(x)
+                if flip:
+                    logits = 0.5 * (logits + model(mirror(x)))
+                value = criterion(logits, labels)
+            loss.add(value, len(labels))
             classes = logits.shape[1]
             every = get_array_module(logits).arange(classes)[:, None]
             right, said = ((every == chosen).astype("float32") for chosen in (labels, logits.argmax(axis=1)))  # (K, N)
@@ -52,8 +59,11 @@ def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
     finally:
         for module, training, saves in modes:
             module.training, module.saves = training, saves
-    table = to_device(confusion, "cpu")
-    return Evaluation(loss.value, int(table.trace()) / int(table.sum()), table)
+    classes = ranks.largest(0 if confusion is None else len(confusion))
+    table = np.zeros((classes, classes), np.int64) if confusion is None else to_device(confusion, "cpu")
+    table, total = ranks.sum_over_ranks(table), ranks.sum_over_ranks(float(loss.sum))
+    pictures = int(table.sum())
+    return Evaluation(total / pictures, int(table.trace()) / pictures, table)
 
 
 def mirror(x):

@@ -2,11 +2,13 @@
 
 From there they spread, forward to the loss and backward to every gradient, so that a loss of `nan` alone says nothing. A
 step that went wrong is repeated here layer by layer, in order, each layer's result looked at before the next one is called.
+Over several ranks all look at a layer, and stop at the first one whose result is bad on any rank.
 """
 
 import math
 
 from scratchnet.device import get_array_module, is_bfloat16
+from scratchnet.parallel import ranks
 from scratchnet.plan import plan
 
 
@@ -33,7 +35,8 @@ def bad_parameter(named_parameters) -> str | None:
 def first_bad_layer(model, criterion, x, labels) -> str | None:
     """Repeat a step, without its update, and say what first was not finite; None where all of it is.
 
-    The network's gradients and running statistics change, as in any step.
+    All ranks call it together, each with its own pictures, and are told the same. The network's gradients and running
+    statistics change, as in any step.
     """
     steps = plan(model, fuse=False).steps
     try:
@@ -59,7 +62,7 @@ def _titled(step):
 
 
 def _require(array, what):
-    if not _is_finite(array):
+    if ranks.largest(not _is_finite(array)):  # one rank must not stop while the others wait for it in the next layer
         raise _Found(what)
     return array
 

@@ -7,13 +7,16 @@
     metrics.csv, curves.png    what a reader looks at; never read again
 
 After an epoch they are written in this order, so that after a kill between any two of them what is missing can be made
-from last.npz.
+from last.npz. Of several ranks the first one reads and writes; the others wait, however long a disk takes, and know what it
+has found.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scratchnet.parallel import ranks
 from scratchnet.training import checkpoint
 from scratchnet.training.archive import CheckpointError, content_hash, not_finite
 from scratchnet.training.atomic import Check
@@ -22,6 +25,20 @@ from scratchnet.training.schema import OBJECT, SHA256, check, number, one_of, wh
 
 BEST, METRICS, CURVES = "best.npz", "metrics.csv", "curves.png"
 NO_BEST = {"epoch": 0, "val_acc": -1.0}
+
+
+def _by_first_rank(method):
+    """Let the first rank do it, and give all ranks what it returns and which epoch is now the best."""
+
+    @functools.wraps(method)
+    def everywhere(self, *args, **kwargs):
+        def act():
+            return method(self, *args, **kwargs), self.best, self._best_sha256
+
+        found, self.best, self._best_sha256 = ranks.from_first(act)
+        return found
+
+    return everywhere
 
 
 class Record:
@@ -47,6 +64,7 @@ class Record:
             self.best = {"epoch": row["epoch"], "val_acc": row["val_acc"]}
         return is_best
 
+    @_by_first_rank
     def save(self, arrays: dict, header: dict, is_best: bool = False) -> None:
         """Write last.npz, keeping the one before it as last.previous.npz; then best.npz, where this state is the best."""
         if is_best:
@@ -57,11 +75,13 @@ class Record:
         if is_best:
             checkpoint.save(self.out / BEST, arrays, header, self.check_folder)
 
+    @_by_first_rank
     def show(self) -> None:
         """Write metrics.csv and curves.png."""
         write_rows(self.rows, self.out / METRICS, self.check_folder)
         draw_curves(self.rows, self.out / CURVES, self.title, self.check_folder)
 
+    @_by_first_rank
     def load_best(self) -> tuple[dict, dict]:
         """What is in best.npz; raises CheckpointError where it is damaged, or not the one that belongs to last.npz."""
         arrays, header = checkpoint.load(self.out / BEST)
@@ -69,6 +89,7 @@ class Record:
             raise CheckpointError(f"{self.out / BEST} is not what this run had after epoch {self.best['epoch']}")
         return arrays, header
 
+    @_by_first_rank
     def require_best(self, arrays: dict, header: dict) -> None:
         """See that best.npz is there; if not, write this state where it is the best one, or else say so and forget it."""
         try:

@@ -3,9 +3,14 @@
 A run is a pure function of its configuration. Where it stands is (epoch, batch); what it has become is the network's
 parameters and buffers, the optimizer's slots, the generator of dropout, and the sums of the epoch under way. All of that is
 in a checkpoint, so that a run that is killed and resumed ends with the same bits as one that never was.
+
+Of several ranks (parallel/ranks.py) each has its share of every batch, and all do the same: a signal, a number that is not
+finite, what is in a file are known to all of them before anything follows from it. A checkpoint knows nothing of ranks.
 """
 
+import hashlib
 import math
+import signal
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from scratchnet.array import to_device
+from scratchnet.device import get_array_module
 from scratchnet.layers.loss import CrossEntropyLoss
+from scratchnet.parallel import ranks
 from scratchnet.training import checkpoint
 from scratchnet.training.archive import expect, not_finite
 from scratchnet.training.evaluation import evaluate
@@ -32,6 +39,7 @@ def train_step(model, criterion, optimizer, x, labels):
     loss = criterion(logits, labels)
     dlogits = criterion.backward()
     model.backward(dlogits)
+    ranks.sum_gradients(model.parameters())
     optimizer.step()
     return loss, logits
 
@@ -53,7 +61,8 @@ class Trainer:
         config: what was asked for, as a dict that JSON can hold; goes into every checkpoint. Of its keys only "title" is
             read, where it is there: it stands over the curves.
         generator: the numpy.random.Generator that dropout draws from.
-        console: where to report: has `say(line)` and `bar(total, done, title)`, which gives a tqdm bar.
+        console: where to report: has `say(line)` and `bar(total, done, title)`, which gives a tqdm bar. Of several ranks
+            each has one, and it is the console's affair that one of them is heard.
         device: "cpu" or "cuda", where the model is.
         average: a `WeightAverage` of the model, which is then what is validated; or None.
         checkpoint_every: steps between two checkpoints; there is one at the end of every epoch in any case.
@@ -86,7 +95,8 @@ class Trainer:
 
         Raises:
             Diverged: a number is not finite; the last checkpoint is untouched.
-            Interrupted: SIGINT or SIGTERM came, and a checkpoint was written at the end of the step.
+            Interrupted: SIGINT or SIGTERM came, to any rank, and a checkpoint was written at the end of the step.
+            RankFailed: another rank has failed or ended, or the ranks have come to different states.
         """
         self._signals = []
         with waiting_signals(self._signals.append), self._watched_optimizer(), np.errstate(all="ignore"):
@@ -95,8 +105,9 @@ class Trainer:
             while self.epoch < self.epochs:
                 self._train_epoch()
                 self._close_epoch()
-                if self._signals:  # it came after the last step
-                    raise Interrupted(self._signals[-1])
+                *_, asked = self._on_all_ranks()
+                if asked:  # it came after the last step
+                    raise Interrupted(asked)
 
     # One epoch -------------------------------------------------------------------------------------------------------
 
@@ -109,23 +120,40 @@ class Trainer:
         with self.console.bar(len(self.train), self.batch, title) as bar:
             for x, labels in self.train.epoch(self.epoch, self.batch):
                 self.optimizer.lr = self.schedule(self.steps_done)
-                x, labels = to_device(x, self.device), to_device(labels, self.device)
-                self._given = x, labels
-                loss, logits = train_step(self.model, self.criterion, self.optimizer, x, labels)
+                loss, right = self._step(to_device(x, self.device), to_device(labels, self.device))
                 if self.average:
                     self.average.update()
-                self.loss.add(loss, len(labels))
-                self.accuracy.add((logits.argmax(axis=1) == labels).mean(), len(labels))
-                self.pictures += len(labels)
+                right, count, asked = self._on_all_ranks(right, len(labels))
+                self.loss.add(loss, count)
+                self.accuracy.add(right / count, count)
+                self.pictures += count
                 self.batch += 1
                 self.seconds = before + time.perf_counter() - started
                 if self.batch % SYNC_EVERY[self.device] == 0 or self.batch == len(self.train):
                     self._look(bar)
-                if self._signals:
+                if asked:
                     self.save()
-                    raise Interrupted(self._signals[-1])
+                    raise Interrupted(asked)
                 if self.checkpoint_every and self.steps_done % self.checkpoint_every == 0:
                     self.save()
+
+    def _step(self, x, labels):
+        """A step with this rank's pictures: the loss of all ranks', and how many of its own are right."""
+        own = len(labels)
+        with ranks.without_weight(not own):
+            if not own:  # it computes any two pictures along, as every exchange needs every rank
+                xp = get_array_module(x)
+                x, labels = xp.zeros((2, *x.shape[1:]), x.dtype), xp.zeros(2, labels.dtype)
+            self._given = x, labels
+            loss, logits = train_step(self.model, self.criterion, self.optimizer, x, labels)
+        return loss, (logits.argmax(axis=1) == labels)[:own].sum()
+
+    def _on_all_ranks(self, right=0, count=0):
+        """Pictures that are right, pictures, and the signal that asks to stop, or 0; each of all ranks together."""
+        last = self._signals[-1] if self._signals else 0
+        kinds = signal.SIGTERM, signal.SIGINT
+        right, count, *came = ranks.sum_over_ranks(right, count, *(int(last == kind) for kind in kinds))
+        return right, count, next((kind for kind, times in zip(kinds, came, strict=True) if times), 0)
 
     def _look(self, bar):
         self._require_finite(self.loss.value, "the loss")
@@ -172,8 +200,10 @@ class Trainer:
 
         def look(optimizer):
             is_due = (self.batch + 1) % SYNC_EVERY[self.device] == 0
-            if is_due and (what := bad_parameter(optimizer.params.items())):
-                self._stop(first_bad_layer(self.model, self.criterion, *self._given) or what, self.steps_done)
+            what = bad_parameter(optimizer.params.items()) if is_due else None
+            if is_due and ranks.largest(what is not None):  # a bad weight may be one rank's alone
+                found = first_bad_layer(self.model, self.criterion, *self._given)
+                self._stop(found or what or "another rank's parameter", self.steps_done)
             if theirs:
                 theirs(optimizer)
 
@@ -196,6 +226,20 @@ class Trainer:
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
+    def _require_one_state(self, arrays):
+        """Stop where ranks have come to different weights: they would add gradients that do not belong together."""
+        if ranks.size == 1:
+            return
+        digest = hashlib.sha256()
+        for array in arrays.values():
+            digest.update(np.ascontiguousarray(array).data)
+        if others := ranks.those_that_differ(digest.digest()):
+            raise ranks.RankFailed(
+                f"rank {', '.join(map(str, others))}: other weights than rank 0 after step {self.batch} of epoch "
+                f"{self.epoch + 1}, by a fault of a machine or of this program; {self.out / checkpoint.LAST} holds the "
+                "last good state, if any"
+            )
+
     def save(self):
         """Write last.npz; the one before it is kept as last.previous.npz."""
         self.record.save(*self._state())
@@ -210,11 +254,12 @@ class Trainer:
         return state
 
     def _state(self):
-        """The arrays, all of them finite, and the header of best.npz; that of last.npz has more fields."""
+        """The arrays, finite and the same on all ranks, and the header of best.npz; that of last.npz has more fields."""
         arrays = {key: to_device(value, "cpu") for key, value in self._arrays().items()}
         if bad := not_finite(arrays):
             self._stop(bad, self.steps_done - 1)
         self._require_finite(float(self.loss.sum), "the loss")
+        self._require_one_state(arrays)
         header = {
             "config": self.config, "epoch": self.epoch, "batch": self.batch, "best": self.record.best,
             "loss": [float(self.loss.sum), self.loss.count], "accuracy": [float(self.accuracy.sum), self.accuracy.count],

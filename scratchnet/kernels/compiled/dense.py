@@ -2,7 +2,7 @@
 
 As in kernels/cpu/dense.py the pixels that a few outputs read (CONV.2) are copied side by side, multiplied, and never leave
 the inner cache. The loops are in strips.py. Rows of the output are cut into PARTS, whatever their number; each part adds up
-dweight, dx and the sums for the mean by itself, and what the parts have is added in order.
+dweight and dx by itself, and what the parts have is added in order.
 """
 
 import numpy as np
@@ -11,7 +11,9 @@ from scratchnet.kernels.compiled import strips as loops
 from scratchnet.kernels.compiled.blas import WITHOUT_PACKING, blas
 from scratchnet.kernels.compiled.depthwise import flat, rows
 from scratchnet.kernels.compiled.jit import everywhere
+from scratchnet.kernels.compiled.norm import clipped, clipped_sums, moments_of
 from scratchnet.kernels.cpu.buffers import empty
+from scratchnet.parallel import ranks
 from scratchnet.windows import output_size
 
 PARTS = 8
@@ -35,28 +37,26 @@ def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
 
 
 def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
-    """The convolution and its sums; then a channel at a time the variance and y."""
+    """The convolution; its moments; y."""
     plan = _Cut(x, weight, stride, padding, dilation)
     z, y = plan.outputs(), plan.outputs()
-    totals = _convolve(plan, x, weight, z)
-    mean, var, inv_std = np.empty((3, len(z)), x.dtype)
-    numbers = x.dtype.type(eps), x.dtype.type(z[0].size)
-    arrays = flat(z), totals, gamma, beta, *numbers, flat(y), mean, var, inv_std
-    everywhere(loops.normalise, len(z), z.size * COST, *arrays)
-    return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, (stride, padding, dilation))
+    _convolve(plan, x, weight, z)  # (STEM.1)
+    mean, var = moments_of(flat(z))
+    mean, var, count = ranks.pooled_moments(mean, var, z[0].size)
+    inv_std = clipped(flat(z), mean, var, gamma, beta, eps, flat(y))
+    return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, count, (stride, padding, dilation))
 
 
 def dense_norm_relu6_backward(dy, cache):
     """Two sums a channel; then dweight and dx, with h made a strip at a time."""
-    x, weight, z, gamma, beta, mean, inv_std, (stride, padding, dilation) = cache
-    norm = np.empty((len(z), 5), x.dtype)
-    dgamma, dbeta = np.empty((2, len(z)), x.dtype)
-    arrays = flat(dy), flat(z), gamma, beta, mean, inv_std, x.dtype.type(z[0].size), norm, dgamma, dbeta
-    everywhere(loops.masked, len(z), z.size * COST, *arrays)
-    a = norm[:, 1].reshape(-1, 1, 1, 1)
-    plan = _Cut(x, weight, stride, padding, dilation)
-    dx, products = _differentiate(plan, dy, z, norm, True, x, a * weight)
-    return dx, a * products, dgamma, dbeta  # (STEM.7)
+    x, weight, z, gamma, beta, mean, inv_std, count, (stride, padding, dilation) = cache
+    dgamma, dbeta = clipped_sums(flat(dy), flat(z), mean, inv_std, gamma, beta)
+    all_dgamma, all_dbeta = ranks.pooled_sums(dgamma, dbeta)
+    a, m = gamma * inv_std, x.dtype.type(count)
+    norm = np.stack([mean, a, beta, all_dbeta / m, inv_std * all_dgamma / m], axis=1)  # what h is made with (STEM.6)
+    plan, scales = _Cut(x, weight, stride, padding, dilation), a.reshape(-1, 1, 1, 1)
+    dx, products = _differentiate(plan, dy, z, norm, True, x, scales * weight)
+    return dx, scales * products, dgamma, dbeta  # (STEM.7)
 
 
 class _Cut:
@@ -81,11 +81,9 @@ class _Cut:
 
 
 def _convolve(plan, x, weight, z):
-    """Z, and what the numbers of its rows add up to in each part (parts, O)."""
-    totals = np.empty((plan.parts, len(z)), z.dtype)
-    arrays = blas(x.dtype), rows(x), _matrix(weight), plan.geometry, plan.pixels, z.shape[1], flat(z), totals
+    """Write z."""
+    arrays = blas(x.dtype), rows(x), _matrix(weight), plan.geometry, plan.pixels, z.shape[1], flat(z), plan.parts
     everywhere(loops.forward, plan.parts, plan.work, *arrays, scratch=plan.scratch(plan.terms + len(z)))
-    return totals
 
 
 def _differentiate(plan, dy, z, norm, fused, x, weight):

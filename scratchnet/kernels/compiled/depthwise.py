@@ -10,8 +10,9 @@ import numpy as np
 
 from scratchnet.kernels.compiled.convolve import SUMS, convolve, convolve_back
 from scratchnet.kernels.compiled.jit import SIX, ZERO, bare, everywhere, jit, take, told
-from scratchnet.kernels.compiled.rows import masked_sums, scale_and_clip
+from scratchnet.kernels.compiled.norm import clipped, clipped_sums
 from scratchnet.kernels.cpu.buffers import empty
+from scratchnet.parallel import ranks
 
 COST = 32  # of a number of x, in multiply-adds (`jit.everywhere`)
 
@@ -19,7 +20,7 @@ COST = 32  # of a number of x, in multiply-adds (`jit.everywhere`)
 def depthwise_forward(x, weight, stride, padding, dilation):
     """One pass."""
     z, sizes = outputs(x, stride)
-    arrays = rows(x), taps_of(weight), *sizes, flat(z)
+    arrays = rows(x), taps_of(weight), *sizes, flat(z), *np.empty((2, len(x)), x.dtype)
     everywhere(_forward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
     return z
 
@@ -33,21 +34,24 @@ def depthwise_backward(dy, x, weight, stride, padding, dilation):
 
 
 def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
-    """One pass over memory: the convolution, the sums and y while a channel is in the cache."""
+    """The convolution and its moments; y."""
     (z, sizes), y = outputs(x, stride), outputs(x, stride)[0]
-    mean, var, inv_std = np.empty((3, len(x)), x.dtype)
-    arrays = rows(x), taps_of(weight), *sizes, gamma, beta, eps, flat(z), flat(y), mean, var, inv_std
-    everywhere(_norm_relu6_forward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
-    return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, stride[0])
+    mean, var = np.empty((2, len(x)), x.dtype)
+    arrays = rows(x), taps_of(weight), *sizes, flat(z), mean, var
+    everywhere(_forward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
+    mean, var, count = ranks.pooled_moments(mean, var, z[0].size)
+    inv_std = clipped(flat(z), mean, var, gamma, beta, eps, flat(y))
+    return y, mean, var, (x, weight, z, gamma, beta, mean, inv_std, count, stride[0])
 
 
 def depthwise_norm_relu6_backward(dy, cache):
     """Two passes over dy and z, one over x and dx."""
-    x, weight, z, gamma, beta, mean, inv_std, stride = cache
+    x, weight, z, gamma, beta, mean, inv_std, count, stride = cache
     dx, dweight = empty(x.shape, x.dtype), np.empty((len(x), 9), x.dtype)
-    dgamma, dbeta = np.empty((2, len(x)), x.dtype)
+    dgamma, dbeta = clipped_sums(flat(dy), flat(z), mean, inv_std, gamma, beta)
+    pooled = ranks.pooled_sums(dgamma, dbeta)
     kept = flat(z), rows(x), taps_of(weight), x.shape[3], stride, z.shape[1], gamma, beta, mean, inv_std
-    arrays = flat(dy), *kept, rows(dx), dweight, dgamma, dbeta
+    arrays = flat(dy), *kept, x.dtype.type(count), *pooled, rows(dx), dweight
     everywhere(_norm_relu6_backward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
     return dx, dweight.reshape(weight.shape), dgamma, dbeta
 
@@ -88,13 +92,13 @@ def taps_of(weight):
 
 
 @jit
-def _forward(counter, x, weight, n, stride, height, z, ring):
-    """The convolution alone."""
+def _forward(counter, x, weight, n, stride, height, z, mean, var, ring):
+    """The convolution, and the moments of what it puts out."""
     x, weight, z, ring = bare(x), bare(weight), bare(z), bare(ring)
     c = take(counter)
     while c < len(z):
         none = ZERO * weight[c, 0]
-        convolve(x[c], (told(False), none, none, none), weight[c], n, stride, height, ring, z[c])
+        mean[c], var[c] = convolve(x[c], (told(False), none, none, none), weight[c], n, stride, height, ring, z[c])
         c = take(counter)
 
 
@@ -109,19 +113,6 @@ def _relu6(counter, x, weight, n, stride, height, bias, y, ring):
         row, b = y[c], bias[c]
         for i in range(row.size):
             row[i] = min(max(row[i] + b, ZERO), SIX)  # (FOLD.2)
-        c = take(counter)
-
-
-@jit
-def _norm_relu6_forward(counter, x, weight, n, stride, height, gamma, beta, eps, z, y, mean, var, inv_std, ring):
-    """The convolution, batch norm and ReLU6."""
-    x, weight, z, y, ring = bare(x), bare(weight), bare(z), bare(y), bare(ring)
-    c = take(counter)
-    while c < len(z):
-        none = ZERO * weight[c, 0]
-        mean[c], var[c] = convolve(x[c], (told(False), none, none, none), weight[c], n, stride, height, ring, z[c])
-        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)  # (DWF.1)
-        scale_and_clip(z[c], mean[c], gamma[c] * inv_std[c], beta[c], y[c])  # (DWF.2)
         c = take(counter)
 
 
@@ -143,19 +134,15 @@ def _backward(counter, dy, x, weight, n, stride, height, dx, dweight, ring):
 
 @jit
 def _norm_relu6_backward(
-    counter, dy, z, x, weight, n, stride, height, gamma, beta, mean, inv_std, dx, dweight, dgamma, dbeta, ring
+    counter, dy, z, x, weight, n, stride, height, gamma, beta, mean, inv_std, count, dgamma, dbeta, dx, dweight, ring
 ):
-    """Dx and the gradients of the three layers' parameters."""
+    """Dx and dweight, with dgamma and dbeta known."""
     dy, z, x, weight, dx, dweight, ring = bare(dy), bare(z), bare(x), bare(weight), bare(dx), bare(dweight), bare(ring)
     total = np.empty(SUMS)
     c = take(counter)
     while c < len(dx):
         none = ZERO * weight[c, 0]
         a = gamma[c] * inv_std[c]
-        s, q = masked_sums(dy[c], z[c], mean[c], a, beta[c])
-        dbeta[c] = s
-        dgamma[c] = inv_std[c] * q  # (DWF.4)
-        count = z.dtype.type(z.shape[1])
         behind = told(True), mean[c], a, beta[c], dbeta[c] / count, inv_std[c] * dgamma[c] / count
         total[:] = 0.0
         convolve_back(

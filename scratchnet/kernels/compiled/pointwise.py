@@ -9,17 +9,10 @@ import numpy as np
 from scratchnet.array import as_images, as_matrix
 from scratchnet.kernels.compiled.blas import PANEL, blas, multiply, multiply_transposed
 from scratchnet.kernels.compiled.jit import ONE, ZERO, bare, everywhere, jit, take
-from scratchnet.kernels.compiled.norm import norm_add, norm_back
-from scratchnet.kernels.compiled.rows import (
-    copy,
-    masked_gradient,
-    masked_sums,
-    moments,
-    place,
-    scale,
-    scale_and_clip,
-)
+from scratchnet.kernels.compiled.norm import clipped, clipped_sums, norm_add, norm_back
+from scratchnet.kernels.compiled.rows import copy, masked_gradient, moments, place, scale, subtract
 from scratchnet.kernels.cpu.buffers import empty
+from scratchnet.parallel import ranks
 from scratchnet.parallel.cuts import few_rows
 
 PANEL_BYTES = 1 << 18
@@ -50,15 +43,15 @@ def project_forward(x, weight, gamma, beta, eps, shortcut=None):
     """Over x one pass; over z three, two of them in the cache; over y one."""
     rows = as_matrix(x)
     z = product(weight[:, :, 0, 0], rows)  # (PROJ.1)
-    y, mean, var, inv_std = norm_add(z, gamma, beta, eps, None if shortcut is None else as_matrix(shortcut))
-    return as_images(y, x), mean, var, (rows, weight, z, gamma, mean, inv_std)
+    y, mean, var, *kept = norm_add(z, gamma, beta, eps, None if shortcut is None else as_matrix(shortcut))
+    return as_images(y, x), mean, var, (rows, weight, z, gamma, mean, *kept)
 
 
 def project_backward(dy, cache):
     """Over dy and z two passes, over x and dx one."""
-    rows, weight, z, gamma, mean, inv_std = cache
+    rows, weight, z, gamma, mean, inv_std, count = cache
     dx, dz = empty(rows.shape, rows.dtype), apart(z.shape, z.dtype)
-    dgamma, dbeta = norm_back(as_matrix(dy), z, gamma, mean, inv_std, dz)
+    dgamma, dbeta = norm_back(as_matrix(dy), z, gamma, mean, inv_std, count, dz)
     transposed, dtransposed = np.ascontiguousarray(weight[:, :, 0, 0].T), np.empty(weight.shape[1::-1], z.dtype)
     few, arrays = few_rows(len(rows), rows[0].nbytes), (dz, rows, transposed, dx, dtransposed)
     parts, work = -(-len(rows) // few), 2 * rows.size * len(z)
@@ -67,24 +60,28 @@ def project_backward(dy, cache):
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
-    """A few rows of z at a time, which stay in the cache; z is kept."""
+    """A few rows of z at a time, with their moments; then y."""
     (centred, mean_x), matrix = centre(as_matrix(x)), np.ascontiguousarray(weight[:, :, 0, 0])
     z, y = (empty((len(matrix), x.size // x.shape[1]), x.dtype) for _ in range(2))
-    mean, var, inv_std = np.empty((3, len(z)), z.dtype)
+    mean, var = np.empty((2, len(z)), z.dtype)
     few, work = few_rows(len(z), z[0].nbytes), z.shape[1] * (matrix.size + PASSES * len(z))
-    arrays = centred, matrix, gamma, beta, eps, z, y, mean, var, inv_std, few
-    everywhere(_norm_relu6, -(-len(z) // few), work, blas(z.dtype), *arrays)
-    return as_images(y, x), mean + matrix @ mean_x, var, (centred, matrix, z, gamma, beta, mean, inv_std)
+    everywhere(_rows_of_z, -(-len(z) // few), work, blas(z.dtype), centred, matrix, z, mean, var, few)
+    tracked, mean, var, count = moments_behind(matrix, mean_x, mean, var, z.shape[1])
+    inv_std = clipped(z, mean, var, gamma, beta, eps, y)
+    return as_images(y, x), tracked, var, (centred, mean_x, matrix, z, gamma, beta, mean, inv_std, count)
 
 
 def conv_norm_relu6_backward(dy, cache):
-    """A few rows at a time: the masked sums, the gradient of z, and the products with it."""
-    centred, matrix, z, gamma, beta, mean, inv_std = cache
+    """Two sums a channel; then a few rows at a time the gradient of z, and the products with it."""
+    centred, mean_x, matrix, z, gamma, beta, mean, inv_std, count = cache
     grad, dz, dmatrix = as_matrix(dy), apart(z.shape, z.dtype), np.empty_like(matrix)
-    dgamma, dbeta = np.empty((2, len(z)), z.dtype)
+    dgamma, dbeta = clipped_sums(grad, z, mean, inv_std, gamma, beta)
+    pooled = ranks.pooled_sums(dgamma, dbeta)
     few, work = few_rows(len(z), z[0].nbytes), z.shape[1] * (matrix.size + PASSES * len(z))
-    arrays = grad, z, centred, gamma, beta, mean, inv_std, dz, dmatrix, dgamma, dbeta, few
+    arrays = grad, z, centred, gamma, beta, mean, inv_std, z.dtype.type(count), *pooled, dz, dmatrix, few
     everywhere(_norm_relu6_back, -(-len(z) // few), work, blas(z.dtype), *arrays)
+    if count != z.shape[1]:
+        dmatrix += np.outer(dz[:, : z.shape[1]].sum(axis=1), mean_x)  # over all ranks the rows of dz sum to 0, not here
     return as_images(product(matrix.T, dz, z.shape[1]), dy), dmatrix[:, :, None, None], dgamma, dbeta
 
 
@@ -93,6 +90,18 @@ def centre(x):
     centred, mean = apart(x.shape, x.dtype), np.empty(len(x), x.dtype)
     everywhere(_centre, len(x), x.size * PASSES, x, centred, mean)
     return centred, mean
+
+
+def moments_behind(matrix, mean_x, mean, var, count):
+    """Over all ranks the mean of W X, that of this rank's Z = W (X - x̄), the variance and the count, from this rank's of Z.
+
+    Each rank has its own x̄, and sees the mean of all from there: in float64, since what x̄ took away may be far larger.
+    """
+    if not ranks.pools():
+        return mean + matrix @ mean_x, mean, var, count
+    shift = matrix.astype(np.float64) @ mean_x
+    pooled, var, count = ranks.pooled_moments(mean + shift, var, count)
+    return pooled.astype(mean.dtype), (pooled - shift).astype(mean.dtype), var, count
 
 
 def product(a, b, columns=None, before=None):
@@ -108,6 +117,20 @@ def product(a, b, columns=None, before=None):
     arrays = a, b, before is not None, mean, scales, beta, out
     everywhere(_product, parts, a.size * columns, blas(b.dtype), *arrays, scratch=scratch)
     return out
+
+
+def gram(x, columns):
+    """x xᵀ (C, C), of so many columns."""
+    out, few = np.empty((len(x), len(x)), x.dtype), few_rows(len(x), x[0].nbytes)
+    arrays = x[:, :columns], x[:, :columns], out, few
+    everywhere(_weight_gradient, -(-len(x) // few), len(x) * len(x) * columns, blas(x.dtype), *arrays)
+    return out
+
+
+def less(x, other, shift):
+    """x - other - shift, in the place of x (C, M), with a number for each row."""
+    everywhere(_less, len(x), x.size * PASSES, x, other, shift)
+    return x
 
 
 def apart(shape, dtype):
@@ -127,6 +150,15 @@ def _product(counter, found, a, b, clips, mean, scales, beta, out, panel):
             place(b[r, k:end], (clips, mean[r], scales[r], beta[r]), panel[r, : end - k])
         multiply(found, a, panel[:, : end - k], out[:, k:end], False)
         k = take(counter) * columns
+
+
+@jit
+def _less(counter, x, other, shift):
+    x, other = bare(x), bare(other)
+    c = take(counter)
+    while c < len(x):
+        subtract(x[c], other[c], shift[c])
+        c = take(counter)
 
 
 @jit
@@ -169,32 +201,28 @@ def _both_gradients(counter, found, dz, x, transposed, dx, dtransposed, few, pan
 
 
 @jit
-def _norm_relu6(counter, found, x, weight, gamma, beta, eps, z, y, mean, var, inv_std, few):
-    x, weight, z, y = bare(x), bare(weight), bare(z), bare(y)
+def _rows_of_z(counter, found, x, weight, z, mean, var, few):
+    """z, and its moments."""
+    x, weight, z = bare(x), bare(weight), bare(z)
     r = take(counter) * few
     while r < len(z):
         to = min(r + few, len(z))
         multiply(found, weight[r:to], x[:, : z.shape[1]], z[r:to], False)  # (CONV.3)
         for c in range(r, to):
             mean[c], var[c] = moments(z[c])  # (BN.1), (BN.2)
-            inv_std[c] = 1.0 / np.sqrt(var[c] + eps)
-            scale_and_clip(z[c], mean[c], gamma[c] * inv_std[c], beta[c], y[c])  # (BN.4), (RELU6.1)
         r = take(counter) * few
 
 
 @jit
-def _norm_relu6_back(counter, found, dy, z, x, gamma, beta, mean, inv_std, dz, dweight, dgamma, dbeta, few):
+def _norm_relu6_back(
+    counter, found, dy, z, x, gamma, beta, mean, inv_std, count, all_dgamma, all_dbeta, dz, dweight, few
+):
     dy, z, x, dz, dweight = bare(dy), bare(z), bare(x), bare(dz), bare(dweight)
-    count = z.dtype.type(z.shape[1])
     r = take(counter) * few
     while r < len(z):
         to = min(r + few, len(z))
         for c in range(r, to):
-            a = gamma[c] * inv_std[c]
-            s, q = masked_sums(dy[c], z[c], mean[c], a, beta[c])
-            dbeta[c] = s  # (BN.5)
-            dgamma[c] = q * inv_std[c]  # (BN.6)
-            terms = dbeta[c] / count, inv_std[c] * dgamma[c] / count
+            a, terms = gamma[c] * inv_std[c], (all_dbeta[c] / count, inv_std[c] * all_dgamma[c] / count)
             masked_gradient(dy[c], z[c], mean[c], a, beta[c], terms[0], terms[1], dz[c, : z.shape[1]])  # (BN.7)
         for k in range(0, z.shape[1], PANEL):
             end = min(k + PANEL, z.shape[1])

@@ -67,6 +67,13 @@ def scale_add(x, mean, a, bias, other, y):
 
 
 @jit
+def subtract(x, other, shift):
+    """x less the other and a number."""
+    for i in range(x.size):
+        x[i] -= other[i] + shift
+
+
+@jit
 def combine(dy, x, mean, a, through_mean, through_var, dx):
     """dx of batch norm (BN.7)."""
     for i in range(x.size):

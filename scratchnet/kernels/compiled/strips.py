@@ -6,66 +6,27 @@ A strip is a few pixels of the output, one after another, with all pictures: so 
 `geometry` is (KH, KW, stride, stride, padding, padding, dilation, dilation, W, OW, N).
 """
 
-import numpy as np
-
 from scratchnet.kernels.compiled.blas import multiply, multiply_transposed
 from scratchnet.kernels.compiled.jit import ZERO, bare, jit, take
-from scratchnet.kernels.compiled.rows import copy, make_h, masked_sums, scale_and_clip, sums
+from scratchnet.kernels.compiled.rows import copy, make_h
 
 
 @jit
-def forward(counter, found, x, weight, geometry, pixels, height, z, totals, scratch):
-    """The convolution, and what each row of z adds up to in each part."""
+def forward(counter, found, x, weight, geometry, pixels, height, z, parts, scratch):
+    """The convolution."""
     x, weight, z, scratch = bare(x), bare(weight), bare(z), bare(scratch)
     width, n = geometry[9], geometry[10]
     part = take(counter)
-    while part < len(totals):
-        first, end = _rows_of(part, len(totals), height)
-        totals[part] = 0.0
+    while part < parts:
+        first, end = _rows_of(part, parts, height)
         for a in range(first * width, end * width, pixels):
             b = min(a + pixels, end * width)
             cols, out = scratch[len(z) :, : (b - a) * n], scratch[: len(z), : (b - a) * n]
             _visit(x, scratch, len(z), a, b, geometry, False)  # (CONV.2)
             multiply(found, weight, cols, out, False)  # (CONV.3), (STEM.1)
             for o in range(len(z)):  # row by row to memory, which a product would go to in pieces
-                row = scratch[o, : (b - a) * n]
-                copy(row, z[o, a * n : b * n])
-                totals[part, o] += sums(row, ZERO)[0]
+                copy(scratch[o, : (b - a) * n], z[o, a * n : b * n])
         part = take(counter)
-
-
-@jit
-def normalise(counter, z, totals, gamma, beta, eps, count, y, mean, var, inv_std):
-    """Batch norm and ReLU6 of z, whose sums are known."""
-    z, y = bare(z), bare(y)
-    o = take(counter)
-    while o < len(z):
-        total = 0.0
-        for part in range(len(totals)):
-            total += totals[part, o]
-        mean[o] = total / count
-        s, q = sums(z[o], mean[o])
-        shift = s / count  # what rounding has left of the mean
-        mean[o] += shift
-        var[o] = max(q / count - shift * shift, 0.0)
-        inv_std[o] = 1.0 / np.sqrt(var[o] + eps)  # (STEM.2)
-        scale_and_clip(z[o], mean[o], gamma[o] * inv_std[o], beta[o], y[o])  # (STEM.3)
-        o = take(counter)
-
-
-@jit
-def masked(counter, dy, z, gamma, beta, mean, inv_std, count, norm, dgamma, dbeta):
-    """The two sums of a channel, and what h is made with: (mean, a, beta, through the mean, through the variance)."""
-    dy, z = bare(dy), bare(z)
-    o = take(counter)
-    while o < len(z):
-        a = gamma[o] * inv_std[o]
-        s, q = masked_sums(dy[o], z[o], mean[o], a, beta[o])
-        dbeta[o] = s
-        dgamma[o] = inv_std[o] * q  # (STEM.5)
-        norm[o, 0], norm[o, 1], norm[o, 2] = mean[o], a, beta[o]
-        norm[o, 3], norm[o, 4] = dbeta[o] / count, inv_std[o] * dgamma[o] / count
-        o = take(counter)
 
 
 @jit

@@ -13,8 +13,9 @@ import numpy as np
 from scratchnet.kernels.cpu.activation import masked
 from scratchnet.kernels.cpu.buffers import empty
 from scratchnet.kernels.cpu.convolve import convolve, convolve_back, geometry_of, weight_gradient
-from scratchnet.kernels.cpu.norm import row_sums
+from scratchnet.kernels.cpu.norm import in_two, row_sums
 from scratchnet.parallel.cuts import slabs
+from scratchnet.parallel.ranks import pooled_moments, pooled_sums
 from scratchnet.parallel.threads import parallel
 
 PASSES = 8  # over x, in the time that a convolution takes
@@ -48,45 +49,63 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
     z = empty((len(x), *geometry.out_size, x.shape[3]), x.dtype)
     centred, y = z.reshape(len(x), -1), empty((len(x), z[0].size), x.dtype)
     mean, var, inv_std = np.empty((3, len(x), 1), x.dtype)
+    own, m = mean, centred.shape[1]
 
-    def slab(c):
+    def moments(c):
         convolve(z[c], x[c], weight[c], geometry)
-        rows, out = centred[c], y[c]
+        rows = centred[c]
         mean[c, 0] = row_sums(rows) / rows.shape[1]
         rows -= mean[c]
         var[c, 0] = np.vecdot(rows, rows) / rows.shape[1]
+        return rows
+
+    def pool():
+        nonlocal mean, var, m
+        mean, var, m = pooled_moments(mean, var, m)
+
+    def scale(c, rows):
         inv_std[c] = 1 / (var[c] + eps) ** 0.5  # (DWF.1)
-        np.multiply(rows, gamma[c, None] * inv_std[c], out=out)
+        if mean is not own:
+            rows += own[c] - mean[c]
+        out = np.multiply(rows, gamma[c, None] * inv_std[c], out=y[c])
         out += beta[c, None]
         np.clip(out, 0, 6, out=out)  # (DWF.2)
 
-    parallel(slab, slabs(x, PASSES))
-    cache = x, weight, centred, y, gamma, inv_std, (stride, padding, dilation)
+    in_two(moments, pool, scale, slabs(x, PASSES))
+    cache = x, weight, centred, y, gamma, inv_std, m, (stride, padding, dilation)
     return y.reshape(z.shape), mean[:, 0], var[:, 0], cache
 
 
 def depthwise_norm_relu6_backward(dy, cache):
     """A slab at a time; h is all that is made."""
-    x, weight, centred, y, gamma, inv_std, sizes = cache
+    x, weight, centred, y, gamma, inv_std, m, sizes = cache
     geometry = geometry_of(x.shape[1:3], weight.shape[2:], *sizes)
-    grad, m = dy.reshape(centred.shape), centred.shape[1]
+    grad = dy.reshape(centred.shape)
     scale = gamma[:, None] * inv_std
     scaled = scale[:, :, None, None] * weight
     dx, dweight = empty(x.shape, x.dtype), np.empty_like(weight)
-    dgamma, dbeta = np.empty((2, len(x)), x.dtype)
+    dgamma, dbeta = sums = np.empty((2, len(x)), x.dtype)
 
-    def slab(c):
+    def products(c):
         h = masked(grad[c], y[c])  # (DWF.3)
         dbeta[c] = row_sums(h)
         dgamma[c] = np.vecdot(h, centred[c]) * inv_std[c, 0]  # (DWF.4)
-        part = np.multiply(centred[c], inv_std[c] * (dgamma[c, None] / -m), out=empty(h.shape, x.dtype))
-        part += dbeta[c, None] / -m
+        return h
+
+    def pool():
+        nonlocal sums
+        sums = pooled_sums(sums)
+
+    def gradient(c, h):
+        all_dgamma, all_dbeta = sums[:, c, None]
+        part = np.multiply(centred[c], inv_std[c] * (all_dgamma / -m), out=empty(h.shape, x.dtype))
+        part += all_dbeta / -m
         h += part  # (DWF.5)
         maps = h.reshape(dy[c].shape)
         convolve_back(dx[c], maps, scaled[c], geometry)
         dweight[c] = weight_gradient(maps, x[c], weight[c], geometry)
 
-    parallel(slab, slabs(x, PASSES))
+    in_two(products, pool, gradient, slabs(x, PASSES))
     dweight *= scale[:, :, None, None]  # (DWF.6)
     return dx, dweight, dgamma, dbeta
 

@@ -6,6 +6,7 @@ the cache.
 Where channels of x are nearly alike, a variance of (FUSE.3) is a small difference of large numbers, and loses digits that
 the three layers keep. Were all C channels alike and all weights positive, it would be (Σ |W| σ)²; of channels that have
 nothing in common it is about 1/C of that. Where one is below a sixteenth of the latter, the three layers are computed.
+Over several ranks it is decided by numbers of all of them, so that all compute the same.
 (In MobileNetV2 on CIFAR-10 at width 0.5 the smallest is five times above that, from the first step on.)
 """
 
@@ -17,6 +18,7 @@ from scratchnet.kernels.cpu.buffers import empty
 from scratchnet.kernels.cpu.norm import batch_norm_backward, batch_norm_forward, row_sums
 from scratchnet.kernels.cpu.products import PANEL_BYTES, matmul, matmul_transposed
 from scratchnet.parallel.cuts import PASS, panels, shares
+from scratchnet.parallel.ranks import pooled_moments, pooled_sums
 from scratchnet.parallel.threads import parallel
 
 ALIKE = 1 / 16
@@ -48,18 +50,28 @@ def pointwise_backward(dy, x, weight, stride):
 
 
 def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
-    """Over x four passes, over y one."""
+    """Over x four passes, over y one.
+
+    Over several ranks a message is saved against the layer's file: Xc stays about this rank's own x̄r, `left` says how far
+    it is from x̄, and z's mean W x̄r and variance W Kr Wᵀ here are pooled as batch norm's are, (BN.11) and (BN.12). What
+    the latter is for a variance, Mr/M (Kr + (x̄r - x̄)(x̄r - x̄)ᵀ) is for this rank's part of K.
+    """
     rows, matrix = as_matrix(x), weight[:, :, 0, 0]
     centred, mean_x, left, covariance = _centre(rows)
     mixed = matmul(matrix, covariance)
     mean, var = matrix @ mean_x, np.vecdot(mixed, matrix)[:, None]  # (FUSE.3)
-    alike = (abs(matrix) @ covariance.diagonal() ** 0.5)[:, None]
+    own = np.concatenate([mean, mean_x]), np.concatenate([var[:, 0], covariance.diagonal()])[:, None]
+    means, spread, m = pooled_moments(*own, rows.shape[1])
+    if means is not own[0]:
+        mean, var, moved = means[: len(mean)], spread[: len(var)], (means - own[0])[len(mean) :]
+        left, mixed = left + moved, (mixed + (matrix @ moved) * moved.T) * (rows.shape[1] / m)
+    alike = (abs(matrix) @ spread[len(var) :, 0] ** 0.5)[:, None]
     if not (var + eps >= ALIKE / len(rows) * alike**2).all():  # NaN goes to the three layers too
         return _three_layers_forward(x, matrix, gamma, beta, eps)
     inv_std = 1 / (var + eps) ** 0.5
     scaled = gamma[:, None] * inv_std * matrix  # (FUSE.4)
     y = clipped_product(centred, scaled, beta - (scaled @ left)[:, 0])  # (FUSE.5)
-    cache = y, centred, left, mixed, matrix, scaled, gamma, inv_std
+    cache = y, centred, left, mixed, matrix, scaled, gamma, inv_std, m
     return as_images(y, x), mean[:, 0], var[:, 0], (_folded_backward, cache)
 
 
@@ -71,15 +83,15 @@ def conv_norm_relu6_backward(dy, cache):
 
 def _folded_backward(dy, saved):
     """Over dy and y one pass, over Xc and dx two."""
-    y, centred, left, mixed, matrix, scaled, gamma, inv_std = saved
+    y, centred, left, mixed, matrix, scaled, gamma, inv_std, m = saved
     dx, products, dbeta = _masked_products(as_matrix(dy), y, centred, scaled)
     products -= dbeta[:, None] * left.T
-    m = centred.shape[1]
     dgamma = inv_std[:, 0] * np.vecdot(matrix, products)  # (FUSE.9)
-    a, through_var = gamma[:, None] * inv_std, inv_std * dgamma[:, None]
+    all_dbeta, all_dgamma = pooled_sums(dbeta, dgamma)
+    a, through_var = gamma[:, None] * inv_std, inv_std * all_dgamma[:, None]
     dweight = a * (products - through_var * mixed)  # (FUSE.10)
     mix = matmul(matrix.T, a * through_var / m * matrix)
-    shift = matrix.T @ (a * dbeta[:, None] / m) - mix @ left
+    shift = matrix.T @ (a * all_dbeta[:, None] / m) - mix @ left
 
     def share(columns):
         for panel in panels(columns, dx[:, 0].nbytes, PANEL_BYTES):
@@ -87,12 +99,12 @@ def _folded_backward(dy, saved):
             product += shift
             dx[:, panel] -= product  # (FUSE.11)
 
-    parallel(share, shares(m, len(dx) * (len(dx) + 4 * PASS)))
+    parallel(share, shares(centred.shape[1], len(dx) * (len(dx) + 4 * PASS)))
     return as_images(dx, dy), dweight[:, :, None, None], dgamma, dbeta
 
 
 def _centre(rows):
-    """Xc of X (C, M), x̄ (C, 1), what rounding left of the mean in Xc (C, 1), and K: the means first."""
+    """Xc of X (C, M), x̄ (C, 1), what rounding left of the mean in Xc (C, 1), and K: of this rank, the means first."""
     parts = shares(rows.shape[1], len(rows) * (len(rows) + 4 * PASS))
     mean = sum(parallel(lambda columns: row_sums(rows[:, columns]), parts))[:, None] / rows.shape[1]
     centred = empty(rows.shape, rows.dtype)

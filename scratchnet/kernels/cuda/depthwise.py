@@ -60,16 +60,17 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
     z, grid = xp.empty(out_shape, x.dtype), reducing(per_channel, len(x))
     parts = xp.empty((len(x), grid[0], 3), sum_dtype(x))
     launch("depthwise_moments", (window_of(weight),), grid, x, weight, z, parts, *geometry)
-    mean, var, inv_std = statistics(parts, eps)  # (DWF.1)
+    mean, var, inv_std, count = statistics(parts, eps, per_channel)  # (DWF.1)
     y = normalise(z.reshape(len(x), -1), mean, inv_std, gamma, beta, clip=True)
-    return y.reshape(z.shape), mean, var, (x, weight, z, mean, inv_std, gamma, beta, (stride, padding, dilation))
+    cache = x, weight, z, mean, inv_std, gamma, beta, count, (stride, padding, dilation)
+    return y.reshape(z.shape), mean, var, cache
 
 
 def depthwise_norm_relu6_backward(dy, cache):
     """Nine passes: two sums, h, dx, dweight; z and dy serve for the mask as well."""
-    x, weight, z, mean, inv_std, gamma, beta, sizes = cache
+    x, weight, z, mean, inv_std, gamma, beta, count, sizes = cache
     grad, rows = dy.reshape(len(dy), -1), z.reshape(len(z), -1)
-    h, dgamma, dbeta = norm_gradient(grad, rows, mean, inv_std, gamma, beta, clip=True)  # (DWF.3)-(DWF.5)
+    h, dgamma, dbeta = norm_gradient(grad, rows, mean, inv_std, gamma, beta, count, clip=True)  # (DWF.3)-(DWF.5)
     a, h = (gamma * inv_std)[:, None, None, None], h.reshape(dy.shape)
     dx = input_gradient(h, x, a * weight, *sizes)
     return dx, a * weight_gradient(h, x, weight, *sizes), dgamma, dbeta  # (DWF.6)

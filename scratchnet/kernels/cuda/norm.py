@@ -3,26 +3,30 @@
 Passes over an activation, each a read or a write: forward 3 (statistics; normalise), backward 5 (two sums from two arrays;
 dx from two). `clip` puts the ReLU6 behind it into the same passes: y is not read at all, since mask and clip are made again
 from x. What is kept a channel, such as a mean, is float32 where the rows are stored in bfloat16.
+
+Over several ranks (layers/norm.py) statistics and the two sums of the backward are those of all, and `count` is their M. A
+kernel divides the sums by its own number of columns: so it is given sums that are smaller by as much as this is.
 """
 
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import get_array_module
 from scratchnet.kernels.cuda.launch import blocks, launch, reducing, sum_dtype, vector
+from scratchnet.parallel.ranks import pooled_moments, pooled_sums
 
 
 def batch_norm_forward(x, weight, bias, eps):
     """Three passes: statistics, then normalise."""
     rows = as_matrix(x)
-    mean, var, inv_std = row_statistics(rows, eps)
+    mean, var, inv_std, count = row_statistics(rows, eps)
     y = normalise(rows, mean, inv_std, weight, bias, clip=False)
-    return as_images(y, x), mean, var, (x, mean[:, None], inv_std[:, None], weight)
+    return as_images(y, x), mean, var, (x, mean[:, None], inv_std[:, None], weight, count)
 
 
 def batch_norm_backward(dy, cache):
     """Five passes: the two sums, then dx."""
-    x, mean, inv_std, weight = cache
+    x, mean, inv_std, weight, count = cache
     given = as_matrix(dy), as_matrix(x), mean.reshape(-1), inv_std.reshape(-1), weight
-    dx, dweight, dbias = norm_gradient(*given, weight, clip=False)  # where nothing is clipped, no bias is read
+    dx, dweight, dbias = norm_gradient(*given, weight, count, clip=False)  # where nothing is clipped, no bias is read
     return as_images(dx, dy), dweight, dbias
 
 
@@ -51,11 +55,19 @@ def track_statistics(running_mean, running_var, batches, mean, var, momentum, co
 # Along the rows of an activation (C, M) ---------------------------------------------------------------------------------
 
 
-def statistics(parts, eps):
-    """Mean, biased variance and 1/√(variance + eps), each (C,), from a kernel's parts (C, blocks, 3)."""
+def statistics(parts, eps, count):
+    """Mean, biased variance and 1/√(variance + eps), each (C,), and how many numbers they are of, over all ranks.
+
+    Args:
+        parts: a kernel's, (C, blocks, 3), of this rank's `count` numbers a channel.
+        eps: added to the variance.
+        count: this rank's numbers a channel.
+    """
     mean, var, inv_std = (get_array_module(parts).empty(len(parts), parts.dtype) for _ in range(3))
     launch("combine_moments", (), blocks(len(parts)), parts, mean, var, inv_std, eps, *parts.shape[:2])
-    return mean, var, inv_std
+    own = mean
+    mean, var, count = pooled_moments(mean, var, count)
+    return mean, var, inv_std if mean is own else 1 / (var + eps) ** 0.5, count
 
 
 def row_statistics(rows, eps):
@@ -64,7 +76,7 @@ def row_statistics(rows, eps):
     grid = reducing(rows.shape[1] // v, len(rows))
     parts = get_array_module(rows).empty((len(rows), grid[0], 3), sum_dtype(rows))
     launch("row_moments", (v,), grid, rows, parts, rows.shape[1])
-    return statistics(parts, eps)
+    return statistics(parts, eps, rows.shape[1])
 
 
 def normalise(rows, mean, inv_std, weight, bias, clip):
@@ -98,8 +110,11 @@ def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip)
     return dx
 
 
-def norm_gradient(grad, rows, mean, inv_std, weight, bias, clip):
+def norm_gradient(grad, rows, mean, inv_std, weight, bias, count, clip):
     """dx, dweight and dbias of `normalise`, dx as `rows_gradient` says."""
     saved = mean, inv_std, weight, bias
     dweight, dbias = parameter_gradients(grad, rows, *saved, clip)
-    return rows_gradient(grad, rows, *saved, dweight, dbias, clip), dweight, dbias
+    all_dweight, all_dbias = pooled_sums(dweight, dbias)
+    if count != rows.shape[1]:
+        all_dweight, all_dbias = (total * (rows.shape[1] / count) for total in (all_dweight, all_dbias))
+    return rows_gradient(grad, rows, *saved, all_dweight, all_dbias, clip), dweight, dbias

@@ -40,15 +40,15 @@ def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     """
     rows, matrix = as_matrix(x), _matrix(weight)
     z = product(stored_like(matrix, x), rows)
-    mean, var, inv_std = row_statistics(z, eps)  # (DWF.1)
+    mean, var, inv_std, count = row_statistics(z, eps)  # (DWF.1)
     y = normalise(z, mean, inv_std, gamma, beta, clip=True)  # (DWF.2)
-    return as_images(y, x), mean, var, (rows, matrix, z, mean, inv_std, gamma, beta)
+    return as_images(y, x), mean, var, (rows, matrix, z, mean, inv_std, gamma, beta, count)
 
 
 def conv_norm_relu6_backward(dy, cache):
     """(DWF.6), the convolution being a matrix product here; seven passes over the wide arrays."""
-    rows, matrix, z, mean, inv_std, gamma, beta = cache
-    h, dgamma, dbeta = norm_gradient(as_matrix(dy), z, mean, inv_std, gamma, beta, clip=True)  # (DWF.3)-(DWF.5)
+    rows, matrix, z, mean, inv_std, gamma, beta, count = cache
+    h, dgamma, dbeta = norm_gradient(as_matrix(dy), z, mean, inv_std, gamma, beta, count, clip=True)  # (DWF.3)-(DWF.5)
     a = (gamma * inv_std)[:, None]
     dx = product(stored_like(a * matrix, h).T, h)
     dweight = a * widened(product(h, rows.T))
