@@ -36,10 +36,9 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
     if ranks.rank == 0:
-        console.say(f"ranks {{[process for _, process, *_ in ranks._world.places]}} {{os.getpgid(os.getppid())}}.")
-    until = time.monotonic() + float(sys.argv[2])
+        console.say(f"ranks {{[place[1] for place in ranks._world.places]}} {{os.getpgid(os.getppid())}}.")
     with console.bar(100, 0, "a bar") as bar:
-        while time.monotonic() < until:
+        for _ in range(int(20 * float(sys.argv[2]))):  # as many steps on each rank
             time.sleep(0.05)
             if ranks.rank == 0:
                 bar.update()
@@ -223,6 +222,32 @@ def test_a_run_rests_while_it_is_suspended(life):
         states = [file.read_text().rpartition(")")[2].split()[0] for file in files]
     run.process.send_signal(signal.SIGCONT)
     assert states == ["T"] * 3 and run.ended()[0] == 0
+
+
+def test_nothing_stays_behind_in_shared_memory(life):
+    run = life(2, 20, 0, 0)
+    run.started()
+    opened = [os.readlink(fd) for process in run.ranks for fd in Path(f"/proc/{process}/fd").iterdir()]
+    shared = [path for path in opened if path.startswith("/dev/shm/mpich")]
+    assert shared and all(path.endswith(" (deleted)") for path in shared)
+    run.process.terminate()
+    assert run.ended()[0] == 143
+
+
+def test_a_rank_that_hangs_after_the_others_have_ended_is_ended(program, monkeypatch):
+    text = """
+import os, time
+from scratchnet import ranks
+from scratchnet.program.rank import take_terminal
+take_terminal()
+if ranks.rank == 0:
+    time.sleep(60)
+os._exit(0)"""
+    monkeypatch.setattr(launch, "LAST", 0.5)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    said: list = []
+    assert launch.run_as_ranks(2, [program[0], "-c", text], SimpleNamespace(say=said.append)) == 1
+    assert said == ["stopped: rank 0 ended by SIGKILL"]
 
 
 FALSE = {  # an mpiexec: what is said of it

@@ -22,6 +22,7 @@ from scratchnet.program.rank import DOOR, STOP
 LEAST = 8  # pictures a rank, below which it has too little to do
 WORTH = {1: 1.0, 2: 1.7}  # what a rank computes on so many threads, in ranks of one thread
 START = 9.5  # seconds in which all ranks have to start
+LAST = 60.0  # seconds that ranks may go on once one has ended: less than a minute lies between those that end well
 HANDED_ON = (0, 1, 2, 130, 143)  # exit codes of train_cifar.py
 
 
@@ -104,7 +105,9 @@ class _Launch:
         if self.started < self.count:
             self._look()  # its last words
             raise CannotStart(self.mpiexec.reason())
-        self._wait_for(lambda: self.mpiexec.ended() or not self.links, float("inf"))
+        self._wait_for(lambda: self.mpiexec.ended() or len(self.links) < self.count, float("inf"))
+        if not self._wait_for(lambda: self.mpiexec.ended() or not self.links, LAST):
+            self._signal(signal.SIGKILL)
         if self._wait_for(self.mpiexec.ended, STOP) and self.links:  # it was killed: they end as they do by themselves
             self._wait_for(lambda: not self.links, STOP + 1)
         self._look()
