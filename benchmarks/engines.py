@@ -188,11 +188,11 @@ def wait_apart():
     seconds: list = []
 
     def after_all(exchange):
-        def exchange_after(array):
+        def exchange_after(*arrays):
             start = time.perf_counter()
             ranks._world.comm.Barrier()
             seconds.append(time.perf_counter() - start)
-            return exchange(array)
+            return exchange(*arrays)
 
         return exchange_after
 

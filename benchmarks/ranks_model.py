@@ -7,9 +7,10 @@ network believe that it is one of two; what an exchange takes between two ranks 
 Stated, not measured: a machine has PER_MACHINE ranks, and machines talk by 100 Gbit/s with 2 µs of latency.
 
 What MPICH does with the messages, as the model has it: to gather n bytes from each of R ranks takes ⌈log₂ R⌉ rounds and
-(R − 1) n bytes for each rank; what is longer in all than `ranks.SMALL`, flat, is summed by an exchange of each with each
-and a gathering in a ring: R − 1 rounds and n (R − 1) / R bytes, twice. Nobody waits for a slower one, and nothing overlaps.
-So the speed that it gives is an upper bound; it says where the exchange alone ends the scaling.
+(R − 1) n bytes for each rank, which then adds up all R: that is what batch norm, the loss and the counts do. The n bytes of
+the gradients are summed in shares, by an exchange of each with each and a gathering in a ring: R − 1 rounds and
+n (R − 1) / R bytes, twice. Nobody waits for a slower one, ranks of a machine do not share its memory's bandwidth, and
+nothing overlaps. So the speed that it gives is an upper bound; it says where the exchange alone ends the scaling.
 """
 
 import argparse
@@ -42,18 +43,17 @@ OVERLAP = 0.6  # of a step's computing is backward, under which gradients could 
 
 
 def messages(width, local):
-    """(kind, bytes, shape, whether it may be summed in shares) of each message of a rank's step."""
+    """(whether it is summed in shares, bytes) of each message of a rank's step."""
     found = []
 
     def gather(array):
-        found.append(("gather", array.nbytes, array.shape, False))
+        found.append((False, array.nbytes))
         return np.stack([array, array])
 
     def add(array):
-        found.append(("sum", array.nbytes, array.shape, array.ndim == 1))
-        return array + array
+        found.append((True, array.nbytes))
 
-    names = ("size", "_gather", "_sum", "_world", "local_batch_norm")
+    names = ("size", "_gather", "_sum_in_place", "_world", "local_batch_norm")
     before = {name: getattr(ranks, name) for name in names}
     believed = (2, gather, add, SimpleNamespace(cards_for=lambda array: None), local)
     vars(ranks).update(zip(names, believed, strict=True))
@@ -91,7 +91,7 @@ def exchange():
             do()
         return (time.perf_counter() - start) / times
 
-    latency, long = of(lambda: ranks._gather(small), 1000), of(lambda: ranks._sum(large), 30)
+    latency, long = of(lambda: ranks._gather(small), 1000), of(lambda: ranks._sum_in_place(large), 30)
     if ranks.rank == 0:  # of n bytes half is sent, twice
         print(json.dumps({"latency": latency, "bandwidth": large.nbytes / long}))
 
@@ -99,11 +99,14 @@ def exchange():
 def adding(count, of):
     """Seconds to add up so many ranks' arrays of so many bytes, in order."""
     arrays = np.zeros((count, max(1, of // 4)), np.float32)
-    ranks._in_order(arrays)
-    start = time.perf_counter()
+    taken = []
     for _ in range(3):
-        ranks._in_order(arrays)
-    return (time.perf_counter() - start) / 3
+        start = time.perf_counter()
+        total, *others = arrays
+        for other in others:
+            total += other
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 # The model ------------------------------------------------------------------------------------------------------------
@@ -127,11 +130,11 @@ class Costs:
         rounds = math.ceil(math.log2(self.count))
         return self.software + (rounds - 1) * self.latency + (self.count - 1) * size / self.bandwidth
 
-    def message(self, kind, size, _shape, flat):
+    def message(self, in_shares, size):
         """Seconds of one of `messages`."""
         if self.count == 1:
             return 0.0
-        if kind == "sum" and flat and self.count * size > ranks.SMALL:
+        if in_shares:
             share = size / self.count
             sent = (self.count - 1) * (self.latency + share / self.bandwidth)
             return 2 * (self.software + sent) + adding(self.count, int(share))
@@ -145,7 +148,7 @@ def predict(count, batch, compute, sent, shared):
     for message in sent:
         if message not in known:
             known[message] = costs.message(*message)
-        taken["gradients" if message == max(sent, key=lambda each: each[1]) else "others"] += known[message]
+        taken["gradients" if message[0] else "others"] += known[message]
     return taken
 
 
@@ -189,7 +192,7 @@ def main():
         f"width {args.width:g}; a rank is one thread: " + ", ".join(f"{b}: {compute(b) * 1e3:.1f} ms" for b in BATCHES)
     )
     for title, some in (("messages of a step", everything), ("with local batch norm", local)):
-        sizes = sorted((size for _, size, _, _ in some), reverse=True)
+        sizes = sorted((size for _, size in some), reverse=True)
         print(f"{title}: {len(some)}, of {sizes[0] / 1e6:.2f} MB and {sum(sizes[1:]) / 1e3:.1f} KB in all others")
     print(f"shared memory, 2 ranks: {shared['latency'] * 1e6:.0f} µs a message, {shared['bandwidth'] / 1e9:.2f} GB/s")
     print(f"stated: {LATENCY * 1e6:.0f} µs, {BANDWIDTH / 1e9:.1f} GB/s between machines of {PER_MACHINE} ranks")
