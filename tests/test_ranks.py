@@ -12,13 +12,14 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hostmodule import has_compiler
 
 import scratchnet as sn
-from scratchnet.parallel import ranks
+from scratchnet.parallel import ranks, world
 
 HERE = Path(__file__).parent
 SAME = 1e-10  # of an array's largest number, in float64
@@ -220,6 +221,16 @@ def test_when_a_rank_fails_all_end_and_say_why(fault, tmp_path):
     assert time.monotonic() - begun < 10 and done.returncode != 0
     said = [path.read_text() for path in sorted(tmp_path.iterdir())]
     assert len(said) > 1 and all(FAULTS[fault] in text for text in said), (said, done.stderr)
+
+
+def test_a_suspended_run_accuses_nobody(monkeypatch):
+    clock, looks = iter([0, 0.01, 0.2, 300, 300.2, 300.4]), iter([False] * 4 + [True])
+    waiting = object.__new__(world.World)
+    waiting.aside = SimpleNamespace(Iprobe=lambda tag: False)
+    monkeypatch.setattr(waiting, "_find_the_dead", set)
+    monkeypatch.setattr(waiting, "_accuse", lambda limit: pytest.fail("it was late"))
+    monkeypatch.setattr(world, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+    waiting._wait(SimpleNamespace(Test=lambda: next(looks)), 1)
 
 
 # A training loop of one's own -----------------------------------------------------------------------------------------

@@ -139,9 +139,12 @@ class World:
         self.traffic.seconds += time.perf_counter() - begun
 
     def _wait(self, request, limit):
-        begun = looked = time.monotonic()
+        begun = looked = before = time.monotonic()
         while not request.Test():
             now = time.monotonic()
+            if now - before > LOOKOUT:  # all were suspended, as by Ctrl-Z: nobody is late for that
+                begun += now - before
+            before = now
             if now - begun < PATIENCE:
                 let_others()  # another rank may need this core
                 continue
