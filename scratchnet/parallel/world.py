@@ -15,6 +15,7 @@ from scratchnet.parallel import nccl
 POLLS = 20  # looks at a message before a waiting rank lets others use its core
 PATIENCE = 0.02  # seconds until it sleeps between two looks
 LOOKOUT = 0.5  # seconds between two looks whether the others are still alive
+ANSWER = 3.0  # seconds in which a rank that waits has to say so, once another's time is up
 LAST_WORDS = 5.0  # seconds that a rank which ends waits for the one that says why
 # Sleeping for 0 s leaves another 79 % of a core, this 98.
 let_others = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -194,8 +195,8 @@ class World:
         raise RankFailed(f"{named} ended without a word: killed, by somebody or for lack of memory")
 
     def _accuse(self, limit):
-        """Say who did not come: those that do not answer within three seconds that they are here too."""
-        until = time.monotonic() + 3
+        """Say who did not come: those that do not answer within ANSWER, or `limit`, that they are here too."""
+        until = time.monotonic() + min(ANSWER, limit)
         self._send_all(np.array([self.steps]), self.HERE, until)
         missing = set(range(self.size)) - {self.rank}
         while missing and time.monotonic() < until:
