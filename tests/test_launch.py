@@ -35,6 +35,7 @@ def main():
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
+    ranks.largest(0)  # from here on a signal ends none of them
     if ranks.rank == 0:
         console.say(f"ranks {{[place[1] for place in ranks._world.places]}} {{os.getpgid(os.getppid())}}.")
     with console.bar(100, 0, "a bar") as bar:
