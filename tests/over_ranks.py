@@ -103,7 +103,7 @@ def digest_of(*arrays):
 @a_round
 def layers():
     """Every row of the conformance table, with more pictures than ranks and with fewer."""
-    for which in KERNELS:
+    for which in KERNELS if SLOW or ranks.size == 2 else KERNELS[-1:]:
         sn.use_kernels(which)
         for row in ROWS:
             for pictures in (max(PICTURES, row.shape[0]), ranks.size - 1):
