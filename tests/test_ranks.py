@@ -85,7 +85,8 @@ def alike(values):
 @pytest.mark.parametrize("name", ["layers", "fused", "alike_channels", "networks"])
 def test_ranks_compute_what_one_process_computes(size, name):
     values = of_round(size, name)
-    assert len(values) > {"layers": 200, "fused": 6, "alike_channels": 2, "networks": 5}[name]
+    rows = 200 if SLOW or size == 2 else 100  # over three ranks with the best kernels alone
+    assert len(values) > {"layers": rows, "fused": 6, "alike_channels": 2, "networks": 5}[name]
     assert alike(values) == []
 
 
