@@ -1,10 +1,11 @@
 // Runs CUDA C++ on the CPU: put before a kernel's source and compiled by g++, it makes every kernel a function of the host.
 //
 // The blocks of a grid run one after the other. The threads of a block are fibers, each with a stack of its own, so that a
-// barrier or a shuffle means what it means on a GPU: nobody goes on before all are there. (ucontext makes a fiber; from then
-// on _setjmp and _longjmp switch, which call no operating system.) In which order threads and blocks run is a parameter, and
-// so is whether the warps keep abreast, or each goes as far ahead as barriers let it; where a barrier is missing, the result
-// depends on it. Shared memory is full of NaN at the beginning of every block, so that what nobody wrote is seen.
+// barrier or a shuffle means what it means on a GPU: nobody goes on before all are there. (ucontext makes a fiber; from
+// then on _setjmp and _longjmp switch, which call no operating system.) In which order threads and blocks run is a
+// parameter, and so is whether the warps keep abreast, or each goes as far ahead as barriers let it; where a barrier is
+// missing, the result depends on it. Shared memory is full of NaN at the beginning of every block, so that what nobody
+// wrote is seen.
 #pragma once
 #include <math.h>
 #include <setjmp.h>

@@ -1,4 +1,4 @@
-// What all kernels share. It is put before every other file of this folder (kernels/gpu.py).
+// What all kernels share. It is put before every other file of this folder (launch.py).
 //
 // Arrays are channel-major, (C, H, W, N) in memory: neighbouring threads take neighbouring pictures n, so that what a warp
 // reads is one piece of memory, and a filter's weight is the same for all of the warp. Where a batch has fewer than 32
@@ -24,7 +24,8 @@ __device__ inline unsigned bits_of(float x) {
 struct bfloat16 {
   unsigned short bits;
   bfloat16() = default;
-  __device__ explicit bfloat16(float x) {  // to the nearest, ties to even; NaN stays NaN, and has the same bits either way
+  // To the nearest, ties to even; NaN stays NaN. The same bits either way.
+  __device__ explicit bfloat16(float x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
 #else
@@ -71,7 +72,7 @@ __device__ inline long long row_start(int m) { return (long long)blockIdx.y * m;
 template <class A> __device__ A clip6(A x) { return x < 0 ? A(0) : x > 6 ? A(6) : x; }         // (RELU6.1); NaN stays
 template <class A> __device__ bool at_bound(A y) { return y <= 0 || y >= 6; }                   // never true of NaN
 
-// Batch norm of a number, before any bound. Whatever asks whether y lay between the bounds computes it again, by this alone.
+// Batch norm of a number, before any bound. Whatever asks whether y lay between the bounds makes y again, by this alone.
 template <class A> __device__ A affine(A x, A mean, A scale, A bias) { return fma(scale, x - mean, bias); }
 
 // dy, or 0 where ReLU6 held the output at a bound (RELU6.2), (DWF.3).

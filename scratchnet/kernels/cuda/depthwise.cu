@@ -1,10 +1,10 @@
 // Depthwise convolution: x (C, H, W, N), weight (C, KH, KW) -> y (C, OH, OW, N). sh, sw: stride; ph, pw: padding; dh, dw:
 // dilation, all in pixels.
 //
-// Nearly always the window is 3×3, its stride S 1 or 2 both ways, with no dilation. Then a thread takes V pictures, which are
-// one word, and slides down a column of `rows` rows: what is read is added to all that needs it, and forgotten. What the two
-// columns beside it need as well comes from the cache. A row of N pictures that no whole number of words fills has the next
-// pixel begin in the middle of one: V is 1 then, and a warp reads 32 neighbouring pictures.
+// Nearly always the window is 3×3, its stride S 1 or 2 both ways, with no dilation. Then a thread takes V pictures, which
+// are one word, and slides down a column of `rows` rows: what is read is added to all that needs it, and forgotten. What the
+// two columns beside it need as well comes from the cache. Where no whole number of words fills a row of N pictures, the
+// next pixel begins in the middle of one: V is 1 then, and a warp reads 32 neighbouring pictures.
 //
 // What goes in and what comes out is said by the kernels below, as functions of a word's place in its channel: so the
 // convolution of the front of a block (fused/front.py) is the same one.
@@ -54,9 +54,10 @@ __device__ void slide(const A* weight, const Map map, Input input, Output output
 }
 
 // Both gradients at once, since a pixel of x is seen by the same outputs for either. `input(i, v)` gives word i of x,
-// `gradient(i, v)` of y's gradient h, `output(i, v)` takes word i of dx; what this thread has of dweight is added to `sums`.
+// `gradient(i, v)` of y's gradient h, `output(i, v)` takes word i of dx; this thread's part of dweight is added to `sums`.
 template <int V, int S, class A, class Input, class Gradient, class Output>
-__device__ void slide_back(const A (&taps)[9], A (&sums)[9], const Map map, Input input, Gradient gradient, Output output) {
+__device__ void slide_back(const A (&taps)[9], A (&sums)[9], const Map map, Input input, Gradient gradient,
+                           Output output) {
   const int count = (map.h + map.rows - 1) / map.rows * map.w * map.words;
   for (int i = first_in_row(); i < count; i += row_stride()) {
     const int word = i % map.words, column = i / map.words % map.w, first = i / map.words / map.w * map.rows;
@@ -151,8 +152,8 @@ __global__ void window_backward(const T* dy, const T* x, const sum_t<T>* weight,
   write_sums(sums, parts);
 }
 
-// The front of a block: batch norm and ReLU6 of the expansion z1 are applied on the way in, so that y1 is never stored. With
-// the moments of z2, parts (C, blocks, 3).
+// The front of a block: batch norm and ReLU6 of the expansion z1 are applied on the way in, so that y1 is never stored.
+// With the moments of z2, parts (C, blocks, 3).
 template <class T, int V, int S>
 __global__ void front_forward(const T* z1, const sum_t<T>* mean, const sum_t<T>* inv_std, const sum_t<T>* gamma,
                               const sum_t<T>* beta, const sum_t<T>* weight, T* z2, sum_t<T>* parts, int h, int w, int n,
@@ -177,15 +178,15 @@ __global__ void front_forward(const T* z1, const sum_t<T>* mean, const sum_t<T>*
   write_moments(tally.moments(), parts);
 }
 
-// Its backward down to g, the gradient behind the expansion's ReLU6. h of (DWF.5) is made on the way in, from dy2 and z2, and
-// never stored. Parts (C, blocks, 9) of dweight, and (C, blocks, 2) of Σ g and Σ g · (z1 - mean).
+// Its backward down to g, the gradient behind the expansion's ReLU6. h of (DWF.5) is made on the way in, from dy2 and z2,
+// and never stored. Parts (C, blocks, 9) of dweight, and (C, blocks, 2) of Σ g and Σ g · (z1 - mean).
 template <class T, int V, int S>
 __global__ void front_backward(const T* dy2, const T* z2, const T* z1, const sum_t<T>* mean2, const sum_t<T>* inv_std2,
                                const sum_t<T>* gamma2, const sum_t<T>* beta2, const sum_t<T>* dgamma2,
                                const sum_t<T>* dbeta2, const sum_t<T>* mean1, const sum_t<T>* inv_std1,
                                const sum_t<T>* gamma1, const sum_t<T>* beta1, const sum_t<T>* weight, T* g,
-                               sum_t<T>* dweight, sum_t<T>* products, int h, int w, int n, int oh, int ow, int ph, int pw,
-                               int rows) {
+                               sum_t<T>* dweight, sum_t<T>* products, int h, int w, int n, int oh, int ow, int ph,
+                               int pw, int rows) {
   using A = sum_t<T>;
   const int c = blockIdx.y, count = oh * ow * n;
   const T *grad = dy2 + row_start(count), *behind = z2 + row_start(count), *in = z1 + row_start(h * w * n);
@@ -208,8 +209,10 @@ __global__ void front_backward(const T* dy2, const T* z2, const T* z1, const sum
         load<T, V>(grad, i, v);
         load<T, V>(behind, i, z);
 #pragma unroll
-        for (int k = 0; k < V; ++k)
-          v[k] = through_clip<true>(v[k], z[k], m2, scale2, bias2) - through_mean - through_var * (z[k] - m2);  // (DWF.5)
+        for (int k = 0; k < V; ++k) {
+          const A masked = through_clip<true>(v[k], z[k], m2, scale2, bias2);
+          v[k] = masked - through_mean - through_var * (z[k] - m2);  // (DWF.5)
+        }
       },
       [&](int i, const A(&v)[V]) {
         A z[V], kept[V];
