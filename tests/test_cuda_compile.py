@@ -1,5 +1,7 @@
 """Every CUDA kernel, in every instantiation, compiles for GPUs from Turing to Hopper and keeps its numbers in registers."""
 
+import re
+
 import nvrtc
 import pytest
 
@@ -29,8 +31,34 @@ def test_every_instantiation_compiles_without_spills(compiler, source, architect
         for name, used in usage.items():
             print(f"sm_{architecture} {name}: {used.registers} registers, {used.shared} bytes shared")
             record_property(f"registers of {name}", used.registers)
-            assert used.spills == 0, name
+            assert used.spills == used.frame == 0, name
             assert 0 < used.registers <= MOST_REGISTERS, name
+
+
+@pytest.mark.parametrize(("architecture", "instruction"), [("75", False), ("80", True), ("90", True)])
+def test_numbers_are_rounded_to_bfloat16_by_the_instruction_where_there_is_one(compiler, architecture, instruction):
+    """The other way, of integers, is that of the host, whose bits are held to NumPy's (test_cuda_bfloat16.py)."""
+    text = nvrtc.assembly(
+        compiler, cuda_launch.text("rows"), architecture, cuda_launch.OPTIONS, ("narrow<bfloat16>", "narrow<float>")
+    )
+    assert ("cvt.rn.bf16.f32" in text) == instruction and (str(0x7FFF) in text) != instruction
+
+
+@pytest.mark.parametrize(("dtype", "numbers"), [("bfloat16", 8), ("float32", 4), ("float64", 2)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "name", ["window_forward", "window_moments", "window_backward", "front_forward", "front_backward"]
+)
+def test_a_thread_that_slides_loads_and_stores_words(compiler, name, dtype, numbers, stride):
+    """16 bytes at once wherever there are pictures: nothing in bfloat16 is loaded or stored by itself."""
+    expression = cuda_launch.expression(name, dtype, numbers, stride)
+    text = nvrtc.assembly(compiler, cuda_launch.text("depthwise"), "80", cuda_launch.OPTIONS, [expression])
+    widths = {"loads": re.findall(r"\bld\.global\S*", text), "stores": re.findall(r"\bst\.global\S*", text)}
+    for what, found in widths.items():
+        words = [each for each in found if re.search(r"\.v4\.\w32|\.v2\.\w64", each)]
+        assert words, (what, found)
+        others = {each for each in found if each not in words}
+        assert not any("16" in each for each in others), (what, others)
 
 
 def test_every_kernel_in_the_sources_is_found():

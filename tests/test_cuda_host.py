@@ -6,7 +6,7 @@ noticed.
 
 import numpy as np
 import pytest
-from hostmodule import HostKernelError, HostModule, has_compiler
+from hostmodule import ORDERS, HostKernelError, HostModule, has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Geometry, geometries, rngs
@@ -23,7 +23,6 @@ from scratchnet.training.optim import adam_update, sgd_update
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
 
-ORDERS = st.integers(0, 4)  # of threads and blocks: see host.h
 DTYPES = st.sampled_from(["float32", "float64"])
 RTOL = {"float32": 1e-5, "float64": 1e-12}
 EPS = 1e-3
@@ -54,11 +53,11 @@ class Launcher:
         """The second pass over parts (C, blocks, …)."""
         out = self.empty(len(parts), *parts.shape[2:])
         width = max(1, out.size // len(parts))
-        self("combine_sums", (), 1, parts, out, *parts.shape[:2], width)
+        self("combine_sums", (), len(parts), parts, out, parts.shape[1], width, blocks=1)
         return out
 
 
-launchers = st.builds(Launcher, DTYPES, ORDERS, st.integers(1, 3), st.sampled_from([32, 64]))
+launchers = st.builds(Launcher, DTYPES, st.integers(0, ORDERS - 1), st.integers(1, 3), st.sampled_from([32, 64]))
 
 
 def close(got, want, rtol, scale=None):
@@ -81,7 +80,7 @@ def statistics(run, rows, v):
     channels, m = rows.shape
     parts, (mean, var, inv_std) = run.empty(channels, run.blocks, 3), run.empty(3, channels)
     run("row_moments", (v,), channels, rows, parts, m)
-    run("combine_moments", (), 1, parts, mean, var, inv_std, EPS, channels, run.blocks)
+    run("combine_moments", (), channels, parts, mean, var, inv_std, EPS, run.blocks, blocks=1)
     return mean, var, inv_std
 
 
@@ -102,7 +101,7 @@ def test_batch_norm(run, rng, channels, m, wide, far):
     close(y.T, want_y, rtol)
     dweight, dbias = run.empty(2, channels)
     run("row_products", (v, False), channels, dy, x, mean, inv_std, weight, bias, parts, m)
-    run("combine_products", (), 1, parts, inv_std, dweight, dbias, channels, run.blocks)
+    run("combine_products", (), channels, parts, inv_std, dweight, dbias, run.blocks, blocks=1)
     close(dbias, want_dbias, rtol, np.abs(dy).sum(axis=1).max())
     close(dweight, want_dweight, rtol, np.abs(dy).sum(axis=1).max() * 2)
     run("norm_gradient", (v, False), channels, dy, x, mean, inv_std, weight, bias, dweight, dbias, dx, m)
@@ -124,11 +123,35 @@ def test_batch_norm_with_relu6_behind_it(run, rng, channels, m, wide):
     want_h, want_dweight, want_dbias = batch_norm_backward((dy * inside).T.astype(np.float64), cache)
     dweight, dbias = run.empty(2, channels)
     run("row_products", (v, True), channels, dy, x, mean, inv_std, weight, bias, parts, m)
-    run("combine_products", (), 1, parts, inv_std, dweight, dbias, channels, run.blocks)
+    run("combine_products", (), channels, parts, inv_std, dweight, dbias, run.blocks, blocks=1)
     close(dbias, want_dbias, rtol, np.abs(dy).sum(axis=1).max())
     close(dweight, want_dweight, rtol, np.abs(dy).sum(axis=1).max() * 2)
     run("norm_gradient", (v, True), channels, dy, x, mean, inv_std, weight, bias, dweight, dbias, h, m)
     close(h * (weight * inv_std)[:, None], want_h.T, 10 * rtol, np.abs(dy).max() * np.abs(weight * inv_std).max())
+
+
+@given(launchers, rngs(), st.integers(1, 3), st.integers(1, 150), st.integers(1, 11))
+def test_sums_over_parts(run, rng, channels, parts, width):
+    """Second passes, with more parts than a block has threads, fewer, and parts of no number."""
+    numbers, counts = rng.standard_normal((channels, parts, 7)) + 5, rng.integers(0, 8, parts)
+    counts[rng.integers(parts)] = 7
+    own = [[(k, row[:k].mean(), k * row[:k].var()) if k else (0, 0, 0) for row, k in zip(rows, counts, strict=True)]
+           for rows in numbers]  # fmt: skip
+    mean, var, inv_std = run.empty(3, channels)
+    moments = np.array(own).astype(run.dtype)
+    run("combine_moments", (), channels, moments, mean, var, inv_std, EPS, parts, blocks=1)
+    every = [np.concatenate([row[:k] for row, k in zip(rows, counts, strict=True)]) for rows in numbers]
+    close(mean, np.array([x.mean() for x in every]), RTOL[run.dtype])
+    close(var, np.array([x.var() for x in every]), 9 * RTOL[run.dtype])
+    close(inv_std, 1 / np.sqrt(np.array([x.var() for x in every]) + EPS), 40 * RTOL[run.dtype])
+    sums = rng.standard_normal((channels, parts, width)).astype(run.dtype)
+    close(run.sums(sums), sums.astype(np.float64).sum(axis=1), RTOL[run.dtype], parts)
+    pairs, (dweight, dbias) = sums[:, :, :1].repeat(2, axis=2), run.empty(2, channels)
+    pairs[:, :, 1] *= 3
+    run("combine_products", (), channels, pairs, inv_std, dweight, dbias, parts, blocks=1)
+    want = pairs.astype(np.float64).sum(axis=1)
+    close(dbias, want[:, 0], RTOL[run.dtype], parts)
+    close(dweight, want[:, 1] * inv_std, RTOL[run.dtype], 3 * parts * inv_std.max())
 
 
 # Rectifiers and what surrounds a product ------------------------------------------------------------------------------
@@ -176,12 +199,9 @@ def maps(rng, run, channels, size, n):
     return rng.standard_normal((channels, *size, n)).astype(run.dtype)
 
 
-@given(launchers, rngs(), geometries(), st.sampled_from([1, 3, 33]), st.integers(1, 3), st.booleans())
-def test_depthwise(run, rng, geometry, n, channels, three):
-    if three:
-        geometry = geometry._replace(kernel=(3, 3), padding=(2, 1), dilation=(1, 2))
-        geometry = geometry._replace(size=(geometry.size[0] + 2, geometry.size[1] + 3))
-    x, k = maps(rng, run, channels, geometry.size, n), 3 if geometry.kernel == (3, 3) else 0
+@given(launchers, rngs(), geometries(), st.sampled_from([1, 3, 33]), st.integers(1, 3))
+def test_depthwise_of_any_window(run, rng, geometry, n, channels):
+    x = maps(rng, run, channels, geometry.size, n)
     weight = rng.standard_normal((channels, 1, *geometry.kernel)).astype(run.dtype)
     options = geometry.stride, geometry.padding, geometry.dilation
     want_y = depthwise_forward(x.astype(np.float64), weight.astype(np.float64), *options)
@@ -190,21 +210,105 @@ def test_depthwise(run, rng, geometry, n, channels, three):
     ints, rtol = sizes(x, geometry, want_y.shape), RTOL[run.dtype]
 
     y, again = run.empty(*want_y.shape), run.empty(*want_y.shape)
-    run("depthwise_forward", (k,), channels, x, weight, y, *ints)
+    run("depthwise_forward", (), channels, x, weight, y, *ints)
     close(y, want_y, rtol, 3)
-    parts, (mean, var, inv_std) = run.empty(channels, run.blocks, 3), run.empty(3, channels)
-    run("depthwise_moments", (k,), channels, x, weight, again, parts, *ints)
+    parts = run.empty(channels, run.blocks, 3)
+    run("depthwise_moments", (), channels, x, weight, again, parts, *ints)
     np.testing.assert_array_equal(again, y)
-    run("combine_moments", (), 1, parts, mean, var, inv_std, EPS, channels, run.blocks)
-    rows = want_y.reshape(channels, -1)
-    close(mean, rows.mean(axis=1), rtol, 3)
-    close(var, rows.var(axis=1), rtol, 9)
+    held_to_moments(run, parts, want_y, 3)
     dx = run.empty(*x.shape)
-    run("depthwise_input_gradient", (k,), channels, dy, weight, dx, *ints)
+    run("depthwise_input_gradient", (), channels, dy, weight, dx, *ints)
     close(dx, want_dx, rtol, 3)
     parts = run.empty(channels, run.blocks, *geometry.kernel)
-    run("depthwise_weight_gradient", (9 if k else 1,), channels, dy, x, parts, *ints)
+    run("depthwise_weight_gradient", (), channels, dy, x, parts, *ints)
     close(run.sums(parts).reshape(weight.shape), want_dweight, rtol, dy[0].size)
+
+
+def held_to_moments(run, parts, want, scale):
+    """Parts that a kernel left are those of the rows of `want`, numbers of about `scale`."""
+    mean, var, inv_std = run.empty(3, len(want))
+    run("combine_moments", (), len(want), parts, mean, var, inv_std, EPS, run.blocks, blocks=1)
+    rows = want.reshape(len(want), -1)
+    close(mean, rows.mean(axis=1), RTOL[run.dtype], scale)
+    close(var, rows.var(axis=1), RTOL[run.dtype], scale**2)
+    return mean, var, inv_std
+
+
+PICTURES = st.sampled_from([1, 2, 3, 4, 5, 8, 12, 33, 36])  # some fill words, some do not, some are fewer than a word
+
+
+@given(
+    launchers, rngs(), st.tuples(st.integers(1, 9), st.integers(1, 7)), PICTURES, st.integers(1, 2), st.integers(1, 2),
+    st.tuples(st.integers(0, 4), st.integers(0, 4)), st.integers(1, 9), st.booleans(),
+)  # fmt: skip
+def test_depthwise_of_3x3(run, rng, size, n, channels, stride, padding, rows, wide):
+    """Threads that slide, over columns of any length and any share of them."""
+    padding = tuple(max(p, (4 - s) // 2) for p, s in zip(padding, size, strict=True))  # a window must fit
+    x, v = maps(rng, run, channels, size, n), word(run.dtype, n, wide)
+    weight, options = maps(rng, run, channels, (1, 3), 3), ((stride, stride), padding, (1, 1))
+    want_y = depthwise_forward(*map(np.float64, (x, weight)), *options)
+    dy = rng.standard_normal(want_y.shape).astype(run.dtype)
+    want_dx, want_dweight = depthwise_backward(*map(np.float64, (dy, x, weight)), *options)
+    ints, rtol = (*x.shape[1:], *want_y.shape[1:3], *padding, rows), RTOL[run.dtype]
+
+    y, again, dx = run.empty(*want_y.shape), run.empty(*want_y.shape), run.empty(*x.shape)
+    run("window_forward", (v, stride), channels, x, weight, y, *ints)
+    close(y, want_y, rtol, 3)
+    parts = run.empty(channels, run.blocks, 3)
+    run("window_moments", (v, stride), channels, x, weight, again, parts, *ints)
+    np.testing.assert_array_equal(again, y)
+    held_to_moments(run, parts, want_y, 3)
+    parts = run.empty(channels, run.blocks, 9)
+    run("window_backward", (v, stride), channels, dy, x, weight, dx, parts, *ints)
+    close(dx, want_dx, rtol, 3)
+    close(run.sums(parts).reshape(weight.shape), want_dweight, rtol, dy[0].size)
+
+
+@given(
+    launchers, rngs(), st.tuples(st.integers(1, 9), st.integers(1, 7)), PICTURES, st.integers(1, 2), st.integers(1, 2),
+    st.integers(1, 9), st.booleans(),
+)  # fmt: skip
+def test_the_front_of_a_block(run, rng, size, n, channels, stride, rows, wide):
+    """y1 and h2 are made on the way in: z2, and g with all sums, are those of the layers' functions, mask and all."""
+    z1, v, rtol = maps(rng, run, channels, size, n), word(run.dtype, n, wide), RTOL[run.dtype]
+    z1 += np.array(2, run.dtype)
+    weight, options = maps(rng, run, channels, (1, 3), 3), ((stride, stride), (1, 1), (1, 1))
+    gamma1, gamma2 = rng.uniform(1, 4, (2, channels)).astype(run.dtype)
+    beta1, beta2 = rng.uniform(0, 6, (2, channels)).astype(run.dtype)
+    wide_rows = z1.reshape(channels, -1)
+    mean1, _, inv_std1 = statistics(run, wide_rows, 1)
+    first, y1 = (mean1, inv_std1, gamma1, beta1), run.empty(*wide_rows.shape)
+    run("normalise", (1, True), channels, wide_rows, *first, y1, y1.shape[1])
+    want_z2 = depthwise_forward(*map(np.float64, (y1.reshape(z1.shape), weight)), *options)
+    ints = *z1.shape[1:], *want_z2.shape[1:3], 1, 1, rows
+
+    z2, parts = run.empty(*want_z2.shape), run.empty(channels, run.blocks, 3)
+    run("front_forward", (v, stride), channels, z1, *first, weight, z2, parts, *ints)
+    close(z2, want_z2, rtol, 30)
+    mean2, var2, inv_std2 = held_to_moments(run, parts, want_z2, 30)
+
+    second, deep, y2 = (mean2, inv_std2, gamma2, beta2), z2.reshape(channels, -1), run.empty(channels, z2[0].size)
+    run("normalise", (1, True), channels, deep, *second, y2, y2.shape[1])
+    dy2 = rng.standard_normal(z2.shape).astype(run.dtype)
+    masked = dy2.reshape(deep.shape) * ((y2 > 0) & (y2 < 6)).astype(np.float64)
+    _, _, _, cache = batch_norm_forward(*map(np.float64, (deep.T, gamma2, beta2)), EPS)
+    dz2, dgamma2, dbeta2 = batch_norm_backward(masked.T, cache)
+    want_dy1, want_dweight = depthwise_backward(
+        dz2.T.reshape(z2.shape), *map(np.float64, (y1.reshape(z1.shape), weight)), *options
+    )
+    want_g = want_dy1.reshape(y1.shape) * ((y1 > 0) & (y1 < 6))
+    g, dweight, products = run.empty(*z1.shape), run.empty(channels, run.blocks, 9), run.empty(channels, run.blocks, 2)
+    sums = dgamma2.astype(run.dtype), dbeta2.astype(run.dtype)
+    arrays = dy2, z2, z1, *second, *sums, *first, weight, g, dweight, products
+    run("front_backward", (v, stride), channels, *arrays, *ints)
+    steep = 10 * max(1, (gamma2 * inv_std2).max())
+    close(g.reshape(y1.shape), want_g, rtol, 3 * steep)
+    close(run.sums(dweight).reshape(weight.shape), want_dweight, rtol, 6 * steep * z2[0].size)
+    dgamma1, dbeta1 = run.empty(2, channels)
+    run("combine_products", (), channels, products, inv_std1, dgamma1, dbeta1, run.blocks, blocks=1)
+    close(dbeta1, want_g.sum(axis=1), rtol, 3 * steep * y1.shape[1])
+    ahead = (wide_rows - mean1[:, None].astype(np.float64)) * inv_std1[:, None]
+    close(dgamma1, (want_g * ahead).sum(axis=1), rtol, 9 * steep * y1.shape[1])
 
 
 @given(launchers, rngs(), geometries(), st.sampled_from([1, 3, 33]), st.integers(1, 3))
@@ -311,7 +415,9 @@ def test_global_pooling(run, rng, channels, pixels, n):
 
 DEPTHWISE = Geometry(3, 1, 1, 3, (6, 5), (3, 3), (2, 3), (1, 2), (1, 2))
 NORM, CLIPPED = (test_batch_norm, (3, 70, False, 0.0)), (test_batch_norm_with_relu6_behind_it, (3, 70, False))
-CONVOLVED, ROWS = (test_depthwise, (DEPTHWISE, 33, 2, True)), (test_rectifiers_and_rows, (3, 72, True))
+CONVOLVED, ROWS = (test_depthwise_of_any_window, (DEPTHWISE, 33, 2)), (test_rectifiers_and_rows, (3, 72, True))
+SLID, HALF = ((test_depthwise_of_3x3, ((7, 5), 36, 2, s, (1, 2), 3, True)) for s in (1, 2))
+FRONT, PARTS = (test_the_front_of_a_block, ((7, 5), 36, 2, 1, 3, True)), (test_sums_over_parts, (2, 150, 9))
 COPIED = test_im2col_and_back, (DEPTHWISE, 33, 2)
 LOSS, SGD = (test_cross_entropy, (70, 5, 0.1, False)), (test_sgd, (150, 0.9, True, 0.3))
 ADAM, TRACK = (test_adam, (150, 2, 0.3)), (test_running_statistics, (70, 0.1, 3))
@@ -319,6 +425,8 @@ BATCH, POOLED = (test_take_batch, (4, 5, 7, 33)), (test_global_pooling, (2, 3, 7
 
 FAULTS = [  # (file, what stands there, what is put there instead, which test with which arguments sees it)
     ("common", "  __syncthreads();\n  if (threadIdx.x == 0)\n    for", "  if (threadIdx.x == 0)\n    for", NORM),
+    ("common", "  __syncthreads();  // before the next call writes to parts\n", "", PARTS),
+    ("common", "  __syncthreads();  // before the next call writes to parts\n", "", CONVOLVED),
     ("common", "own;\n  __syncthreads();", "own;", NORM),
     ("common", "for (int w = 1; w < blockDim.x / 32; ++w) sums", "for (int w = 2; w < blockDim.x / 32; ++w) sums", NORM),
     ("common", "offset = 16; offset; offset /= 2) {", "offset = 8; offset; offset /= 2) {", NORM),
@@ -331,14 +439,37 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("norm", "h = g - through_mean -", "h = g -", NORM),
     ("norm", "g - through_mean - through_var * (value - m_c)", "g - through_mean", NORM),
     ("norm", "out.v[k] = T(CLIP ? h : scale * h);", "out.v[k] = T(scale * h);", CLIPPED),
-    ("norm", "return CLIP && at_bound", "return !CLIP && at_bound", CLIPPED),
-    ("rows", "b < blocks; ++b) sum", "b < blocks - 1; ++b) sum", CONVOLVED),
+    ("common", "return CLIP && at_bound", "return !CLIP && at_bound", CLIPPED),
+    ("rows", "b = threadIdx.x; b < blocks;", "b = threadIdx.x; b < blocks - 1;", CONVOLVED),
+    ("rows", "b = threadIdx.x;", "b = threadIdx.x + 1;", PARTS),
+    ("rows", "b += blockDim.x", "b += 32", PARTS),
+    ("norm", "add_moments(all, {part[0], part[1], part[2]});", "all = {part[0], part[1], part[2]};", PARTS),
+    ("norm", "all = moments_of_block(all);", "", PARTS),
     ("norm", "sqrt(var[c] + eps)", "sqrt(var[c])", NORM),
     ("depthwise", "if (right < 0 || q * sw != right", "if (right < 0", CONVOLVED),
     ("depthwise", "if (down < 0 || p * sh != down", "if (down < 0", CONVOLVED),
     ("depthwise", "if (column < 0 || column >= w) continue;", "if (column >= w) continue;", CONVOLVED),
-    ("depthwise", "k / 3 : tap / kw, b = G == 9 ? k % 3", "k % 3 : tap / kw, b = G == 9 ? k / 3", CONVOLVED),
-    ("depthwise", "sums[G] = {};", "sums[G];", CONVOLVED),
+    ("depthwise", "tap / kw * dh - ph, right = tap % kw", "tap % kw * dh - ph, right = tap / kw", CONVOLVED),
+    ("depthwise", "sums[9] = {}, pair", "sums[9], pair", FRONT),
+    ("depthwise", "p = first - (S == 1 ? 2 : 1)", "p = first - 1", SLID),
+    ("depthwise", "if (p >= first) output", "if (p >= 0) output", SLID),
+    ("depthwise", "if (j * S <= s)", "if (j < s)", SLID),
+    ("depthwise", "sums[2][k] = 0;", "", SLID),
+    ("depthwise", "x[s][k] = 0;", "x[s][k] = 1;", SLID),
+    ("depthwise", "(first + map.ph + S - 1) / S", "(first + map.ph + S) / S", HALF),
+    ("depthwise", "p * S - map.ph < end", "p * S - map.ph < end - 1", SLID),
+    ("depthwise", "p >= 0 && p < map.oh", "p < map.oh", SLID),
+    ("depthwise", "if (right < 0 || q * S != right", "if (right < 0", HALF),
+    ("depthwise", "s + S < 3 ? x[(s + S) % 3][k]", "s + S < 3 ? x[s][k]", SLID),
+    ("depthwise", "map.rows < map.oh ? first", "map.rows > map.oh ? first", SLID),
+    ("depthwise", "v[k] = clip6(affine(v[k], m1, scale1, bias1));", "v[k] = affine(v[k], m1, scale1, bias1);", FRONT),
+    ("depthwise", "v[k] = clip6(affine(v[k], m, scale, bias));", "v[k] = affine(v[k], m, scale, bias);", FRONT),
+    ("depthwise", " - through_mean - through_var", " - through_var", FRONT),
+    ("depthwise", "through_clip<true>(v[k], z[k], m2", "through_clip<false>(v[k], z[k], m2", FRONT),
+    ("depthwise", "through_clip<true>(v[k], z[k], m1", "through_clip<false>(v[k], z[k], m1", FRONT),
+    ("depthwise", "pair[1] += kept[k] * (z[k] - m1)", "pair[1] += kept[k] * z[k]", FRONT),
+    ("depthwise", "sums[k] *= scale2;", "sums[k] *= 1;", FRONT),
+    ("depthwise", "taps[k] = scale2 * weight", "taps[k] = weight", FRONT),
     ("dense", ": T(0);", ": in[0];", COPIED),
     ("dense", "q = right / sw;", "q = right / sw + 1;", COPIED),
     ("loss", "+ smoothing / classes", "", LOSS),
@@ -359,7 +490,7 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
 
 def run_everywhere(test, args):
     """A test's own function, with 64 threads in each of the thread orders."""
-    for order in range(4):
+    for order in range(ORDERS):
         test.hypothesis.inner_test(Launcher("float32", order, 2, 64), np.random.default_rng(3), *args)
 
 

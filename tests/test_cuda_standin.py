@@ -7,6 +7,7 @@ import copy
 
 import numpy as np
 import pytest
+import traffic
 from conformance import close, each_row
 from device import batches, held_to_the_cpu, on_the_host, run_every_kernel, train_on_a_few_shapes
 from hostmodule import has_compiler
@@ -18,7 +19,8 @@ import train_cifar
 from models import MobileNetV2
 from scratchnet import flat, kernels
 from scratchnet.array import to_device
-from scratchnet.device import product
+from scratchnet.device import Kind, product
+from scratchnet.fused.front import FrontStep
 from scratchnet.training.checkpoint import load
 from scratchnet.training.optim import SGD, Adam, AdamW
 from scratchnet.training.trainer import train_step
@@ -44,6 +46,63 @@ def test_every_kernel_for_the_gpu_is_run(kernels_that_ran):
     run_every_kernel()
     on_gpu = {version.pair for versions in kernels.TABLE.values() for version in versions if version.device == "cuda"}
     assert len(on_gpu) > 15 and not on_gpu - kernels_that_ran
+
+
+# The front of a block ---------------------------------------------------------------------------------------------------
+
+
+def front(rng, n, stride, dtype, ins=3, wide=7, size=(5, 6), eps=(1e-3, 1e-5)):
+    """x, what `front_forward` takes behind it, and dy; a scale of batch norm that lets ReLU6 clip on both sides."""
+    x = rng.standard_normal((ins, *size, n)) + rng.standard_normal((ins, 1, 1, 1))
+    weights = rng.standard_normal((wide, ins, 1, 1)), rng.standard_normal((wide, 1, 3, 3))
+    stages = [
+        (weight, rng.uniform(1, 4, wide), rng.uniform(0, 6, wide), e) for weight, e in zip(weights, eps, strict=True)
+    ]
+    given = [x, *stages[0], *stages[1]]
+    given = [value if isinstance(value, float) else value.astype(dtype) for value in given]
+    dy = rng.standard_normal((wide, *((side - 1) // stride + 1 for side in size), n)).astype(dtype)
+    return given, ((stride, stride), (1, 1), (1, 1)), dy
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 12])
+def test_the_front_of_a_block_is_that_of_the_file(standin, n, stride):
+    """With words and without, over shapes with fewer pictures than a word; not a copy and no waiting in it."""
+    given, window, dy = front(np.random.default_rng(n), n, stride, np.float64)
+    plain, fast = FrontStep.plain, kernels.choose(FrontStep.plain, Kind("cuda", "float64"), window=((3, 3), *window))
+    assert fast.version == "cuda"
+    *want, cache = plain.forward(*given, *window)
+    want += plain.backward(dy, cache)
+    there = [value if isinstance(value, float) else to_device(value, "cuda") for value in given]
+    dy = to_device(dy, "cuda")
+    standin.counts.clear()
+    *got, cache = fast.forward(*there, *window)
+    got += fast.backward(dy, cache)
+    assert +standin.counts == {"launch": 14}
+    assert len(got) == len(want) == 12
+    for value, expected in zip(got, want, strict=True):
+        assert value.shape == expected.shape and value.dtype == expected.dtype
+        np.testing.assert_allclose(value.get(), expected, rtol=0, atol=1e-11 * max(1, np.abs(expected).max()))
+
+
+def test_a_front_whose_channels_are_alike_keeps_its_digits():
+    """Where a covariance has none left: channels that differ in their last digits only, as in float32."""
+    given, window, dy = front(np.random.default_rng(1), 8, 1, np.float32)
+    given[0][1:] = given[0][0] + 1e-4 * given[0][1:]
+    given[1][:, 0] = -given[1][:, 1:].sum(axis=1)
+    pair = kernels.choose(FrontStep.plain, Kind("cuda", "float32"), window=((3, 3), *window))
+    exact = [value if isinstance(value, float) else value.astype(np.float64) for value in given]
+    *_, want_var, _, _, _ = FrontStep.plain.forward(*exact, *window)
+    there = [value if isinstance(value, float) else to_device(value, "cuda") for value in given]
+    *_, var, _, _, _ = pair.forward(*there, *window)
+    np.testing.assert_allclose(var.get(), want_var, rtol=1e-2)
+
+
+def test_a_plan_takes_the_front_of_a_block_as_one():
+    """Of the steps of a block the front has a kernel here; its projection and the whole have none."""
+    text = str(sn.plan(MobileNetV2(10, 0.1, "cifar", rng=np.random.default_rng(0)).to("cuda")))
+    assert text.count("front of a block") == 16 == text.count("front      ") and "block_" not in text
+    assert "inverted residual block" not in text and text.count("depthwise_norm_relu6") == 1
 
 
 # A training step ------------------------------------------------------------------------------------------------------
@@ -110,6 +169,25 @@ def test_a_step_waits_for_nothing_and_copies_the_batch_alone(standin, capsys):
         assert counts.get("to host", 0) == counts.get("copy", 0) == 0
     assert counted[True].get("batched", 0) == 0
     assert counted[True]["launch"] < 950 < 4 * counted[True]["launch"] < counted[False]["launch"]
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "bfloat16", "launches", "gigabytes"), [(1.0, 512, True, 746, 18.6), (0.5, 128, True, 746, 2.65)]
+)
+def test_launches_and_bytes_of_a_step_of_full_size(monkeypatch, width, batch, bfloat16, launches, gigabytes):
+    """At most as many as docs/results/gpu-proofs.md says."""
+    pytest.importorskip("ml_dtypes")
+    counts = traffic.count(monkeypatch, width, batch, bfloat16)
+    assert sum(counts.launches.values()) <= launches
+    assert sum(counts.moved.values()) <= gigabytes * 1e9
+
+
+def test_bytes_are_those_of_the_arrays(monkeypatch):
+    """Of the one depthwise convolution without an expansion, by hand: x and z, the weight, three numbers a block."""
+    counts = traffic.count(monkeypatch, 1.0, 8, False)
+    assert counts.launches["front_forward"] == 16 == counts.launches["front_backward"]
+    assert counts.launches["window_moments"] == 1
+    assert counts.moved["window_moments"] == 4 * (2 * 32 * 32 * 32 * 8 + 32 * 9 + 32 * 2 * 3)
 
 
 def test_dropout_copies_its_mask_as_well(standin):

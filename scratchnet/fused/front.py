@@ -22,8 +22,10 @@ Backward, from dy₂, with z₁ and y₁ made again by (FRONT.1) and (FRONT.2): 
     Over several ranks the rows of dZ₁ sum to 0 over all of them, not over one. In (FRONT.5) that takes away the same x̄ from
     every rank's X, and leaves the sum of their dW as it is: so x̄ is the mean over all ranks, as μ₁ and v₁ are.
 
-Where no cache keeps a channel for so long, as on a GPU, (FUSE.3) gives μ₁ and v₁ without Z₁, and (FUSE.8)-(FUSE.11) both
-products without dZ₁. A plan puts this in the place of the six layers (`FrontStep`) where a kernel computes it.
+Where no cache keeps a channel for so long, as on a GPU, z₁ is stored as well, and what is made of a number alone is made
+where the number is read: y₁ by (FRONT.2), and the gradient (DWF.5) behind the convolution. (FUSE.3) would give μ₁ and v₁
+without Z₁, and (FUSE.8)-(FUSE.11) both products without dZ₁. A plan puts this in the place of the six layers (`FrontStep`)
+where a kernel computes it.
 """
 
 from scratchnet import kernels

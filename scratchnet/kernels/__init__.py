@@ -117,7 +117,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "cross_entropy":        (                                                               _cuda(cuda.loss),),
     # fused/
     "conv_norm_relu6":      (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
-    "front":                (_products("front", _3x3),),
+    "front":                (_products("front", _3x3),                              _cuda(cuda.front, takes=_3x3)),
     "block":                (_products("block", _3x3),),
     "project":              (_products("pointwise"),),
     "depthwise_norm_relu6": (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),

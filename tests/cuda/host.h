@@ -1,10 +1,11 @@
 // Runs CUDA C++ on the CPU: put before a kernel's source and compiled by g++, it makes every kernel a function of the host.
 //
 // The blocks of a grid run one after the other. The threads of a block are fibers, each with a stack of its own, so that a
-// barrier or a shuffle means what it means on a GPU: nobody goes on before all are there. (ucontext makes a fiber; from then
-// on _setjmp and _longjmp switch, which call no operating system.) In which order threads
-// and blocks run is a parameter; where a barrier is missing, the result depends on it. Shared memory is full of NaN at the
-// beginning of every block, so that what nobody wrote is seen.
+// barrier or a shuffle means what it means on a GPU: nobody goes on before all are there. (ucontext makes a fiber; from
+// then on _setjmp and _longjmp switch, which call no operating system.) In which order threads and blocks run is a
+// parameter, and so is whether the warps keep abreast, or each goes as far ahead as barriers let it; where a barrier is
+// missing, the result depends on it. Shared memory is full of NaN at the beginning of every block, so that what nobody
+// wrote is seen.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -93,15 +94,20 @@ template <class T> T shuffle(T value, int lane) {
   return other;
 }
 
-// Lets every fiber run until it waits or ends, then whoever may go on: first the warps, then, at a barrier, the block.
-inline const char* run_block(const std::vector<int>& order) {
+// Lets every fiber run until it waits or ends, then whoever may go on: first the warps, then, at a barrier, the block. With
+// `ahead` only one warp runs, the first in the order that can, until all its threads are at a barrier or done.
+inline const char* run_block(const std::vector<int>& order, bool ahead) {
   const size_t n = order.size();
   for (size_t i = 0; i < n; ++i) fibers[i].state = RUNS;
   for (;;) {
+    int only = -1;
     for (int i : order)
-      if (fibers[i].state == RUNS) resume(i);
+      if (fibers[i].state == RUNS && (only < 0 || i / 32 == only)) {
+        if (ahead) only = i / 32;
+        resume(i);
+      }
     size_t done = 0;
-    bool a_warp_goes_on = false;
+    bool somebody_goes_on = false;
     for (size_t first = 0; first < n; first += 32) {
       size_t count[4] = {0, 0, 0, 0};
       for (size_t i = first; i < std::min(n, first + 32); ++i) ++count[fibers[i].state];
@@ -110,18 +116,19 @@ inline const char* run_block(const std::vector<int>& order) {
       for (size_t i = first; i < std::min(n, first + 32); ++i)
         if (fibers[i].state == IN_WARP) {
           fibers[i].state = RUNS;
-          a_warp_goes_on = true;
+          somebody_goes_on = true;
         }
+      somebody_goes_on |= count[RUNS] > 0;
       done += count[DONE];
     }
-    if (a_warp_goes_on) continue;
+    if (somebody_goes_on) continue;
     if (done == n) return nullptr;
     if (done) return "a barrier that some threads of the block never reach";
     for (size_t i = 0; i < n; ++i) fibers[i].state = RUNS;
   }
 }
 
-// order 0: as they are numbered; 1: backwards; more: shuffled, differently for each.
+// order 0: as they are numbered; 1: backwards; 2 and 3: shuffled, differently. 4 to 7: the same, and a warp goes ahead.
 inline std::vector<int> in_order(size_t n, unsigned order) {
   std::vector<int> numbers(n);
   for (size_t i = 0; i < n; ++i) numbers[i] = order == 1 ? n - 1 - i : i;
@@ -143,14 +150,15 @@ template <class Call> const char* run(Call& call, const unsigned* size, int orde
   const size_t n = size[2];
   if (n > 1024) return "more than 1024 threads a block";
   if (size[1] > 65535) return "more than 65535 blocks along y";
-  const auto threads = in_order(n, order), numbers = in_order(size_t(size[0]) * size[1], order);
+  const bool ahead = order >= 4;
+  const auto threads = in_order(n, order % 4), numbers = in_order(size_t(size[0]) * size[1], order % 4);
   if (threads_wait && fibers.empty()) fibers.resize(1024);  // all at once: a fiber must not move
   error = nullptr;
   for (int number : numbers) {
     ++block_number;
     block_index = dim3(number % size[0], number / size[0]);
     if (threads_wait) {
-      error = run_block(threads);
+      error = run_block(threads, ahead);
     } else {
       current = -1;
       for (int i : threads) {

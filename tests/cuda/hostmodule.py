@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 SHIM = Path(__file__).with_name("host.h")
+ORDERS = 8  # of blocks and threads: see host.h
 GUARD = 4096  # bytes before and behind every array
 _one_at_a_time = threading.Lock()  # a library has one set of fibers, and ctypes lets other threads run
 _GUARDED = 0xFF  # NaN in every floating-point type

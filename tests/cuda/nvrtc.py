@@ -16,11 +16,13 @@ class CompileError(RuntimeError):
 
 
 class Usage(NamedTuple):
-    """What ptxas says of a kernel: registers a thread, bytes of shared memory, bytes spilled to memory and back."""
+    """What ptxas says of a kernel: registers a thread, bytes of shared memory, bytes spilled to memory and back, bytes of a
+    thread's arrays that no registers hold."""
 
     registers: int
     shared: int
     spills: int
+    frame: int
 
 
 def library():
@@ -34,6 +36,18 @@ def version(nvrtc):
     major, minor = ctypes.c_int(), ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return major.value, minor.value
+
+
+def assembly(nvrtc, code, architecture, options, names):
+    """PTX, the assembler text, for one architecture: which instructions there are."""
+    program = _program(nvrtc, code, names)
+    try:
+        wanted = [f"-arch=compute_{architecture}", *options]
+        if nvrtc.nvrtcCompileProgram(program, len(wanted), _strings(wanted)):
+            raise CompileError(_sized(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode())
+        return _sized(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode()
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def compile_cuda(nvrtc, code, architecture, options, names):
@@ -52,14 +66,10 @@ def compile_cuda(nvrtc, code, architecture, options, names):
     Raises:
         CompileError: with the compiler's log.
     """
-    program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
+    program = _program(nvrtc, code, names)
     try:
-        for name in names:
-            nvrtc.nvrtcAddNameExpression(program, name.encode())
         wanted = [f"-arch=sm_{architecture}", "--ptxas-options=-v", *options]
-        given = (ctypes.c_char_p * len(wanted))(*(option.encode() for option in wanted))
-        failed = nvrtc.nvrtcCompileProgram(program, len(wanted), given)
+        failed = nvrtc.nvrtcCompileProgram(program, len(wanted), _strings(wanted))
         log = _sized(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).rstrip(b"\0").decode()
         if failed:
             raise CompileError(log)
@@ -74,6 +84,18 @@ def compile_cuda(nvrtc, code, architecture, options, names):
         return code_size, lowered
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _program(nvrtc, code, names):
+    program = ctypes.c_void_p()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
+    for name in names:
+        nvrtc.nvrtcAddNameExpression(program, name.encode())
+    return program
+
+
+def _strings(options):
+    return (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
 
 
 def _sized(size_of, content_of, program):
@@ -95,6 +117,7 @@ def _usage(log):
                 ("registers", r"Used (\d+) registers"),
                 ("shared", r"(\d+) bytes smem"),
                 ("spills", r"(\d+) bytes spill"),
+                ("frame", r"(\d+) bytes stack frame"),
             )
         }
         found[symbol] = Usage(**numbers)

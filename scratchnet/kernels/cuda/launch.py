@@ -90,8 +90,7 @@ def choices(template, dtype):
         "V": (1, WORD // BYTES[dtype]),  # numbers a thread loads at once
         "CLIP": (False, True),  # ReLU6 behind batch norm
         "NESTEROV": (False, True),
-        "K": (0, 3),  # side of the window, 0 any
-        "G": (1, 9),  # taps that share a reading
+        "S": (1, 2),  # stride of a 3×3 window
     }[template]
 
 

@@ -1,8 +1,6 @@
 // Batch norm over rows (C, M), with or without the ReLU6 behind it (CLIP). With it, what backward needs is made again from
 // x: whether y lay between the bounds is the same computation as y itself, so that y need not be read.
 
-template <class A> __device__ A affine(A x, A mean, A scale, A bias) { return fma(scale, x - mean, bias); }
-
 // Parts (C, blocks, 3): count, mean and squares of each share of a row.
 template <class T, int V> __global__ void row_moments(const T* x, sum_t<T>* parts, int m) {
   Tally<sum_t<T>> tally;
@@ -31,11 +29,6 @@ __global__ void normalise(const T* x, const sum_t<T>* mean, const sum_t<T>* inv_
   }
 }
 
-// dy, or 0 where ReLU6 held the output at a bound (RELU6.2), (DWF.3).
-template <bool CLIP, class A> __device__ A through_clip(A dy, A x, A mean, A scale, A bias) {
-  return CLIP && at_bound(affine(x, mean, scale, bias)) ? A(0) : dy;
-}
-
 // Parts (C, blocks, 2): Σ g and Σ g · (x - mean), g being dy behind the mask.
 template <class T, int V, bool CLIP>
 __global__ void row_products(const T* dy, const T* x, const sum_t<T>* mean, const sum_t<T>* inv_std,
@@ -52,12 +45,7 @@ __global__ void row_products(const T* dy, const T* x, const sum_t<T>* mean, cons
       sums[1] += g * (value - m_c);
     }
   }
-  sum_block(sums);
-  if (threadIdx.x == 0) {
-    sum_t<T>* to = parts + 2 * ((long long)c * gridDim.x + blockIdx.x);
-    to[0] = sums[0];
-    to[1] = sums[1];
-  }
+  write_sums(sums, parts);
 }
 
 // dx of batch norm (BN.7). With CLIP the factor weight · s is left out: the depthwise convolution in front takes it (DWF.5).
@@ -81,36 +69,38 @@ __global__ void norm_gradient(const T* dy, const T* x, const sum_t<T>* mean, con
   }
 }
 
-// Second passes: what the blocks of a row left is added up in the order of the blocks. One thread a channel.
+// Second passes: what the blocks of a row left is added up, by a block a channel, always in the same order.
 
 // Mean, biased variance and 1/√(variance + eps) from parts (C, blocks, 3).
 template <class T>
 __global__ void combine_moments(const sum_t<T>* parts, sum_t<T>* mean, sum_t<T>* var, sum_t<T>* inv_std, sum_t<T> eps,
-                                int channels, int blocks) {
-  for (int c = first_in_row(); c < channels; c += row_stride()) {
-    Moments<sum_t<T>> all = {0, 0, 0};
-    for (int b = 0; b < blocks; ++b) {
-      const sum_t<T>* part = parts + 3 * ((long long)c * blocks + b);
-      add_moments(all, {part[0], part[1], part[2]});
-    }
-    mean[c] = all.mean;                    // (BN.1)
-    var[c] = all.squares / all.count;      // (BN.2)
-    inv_std[c] = 1 / sqrt(var[c] + eps);   // (BN.3), the s in it
+                                int blocks) {
+  const int c = blockIdx.y;
+  Moments<sum_t<T>> all = {0, 0, 0};
+  for (int b = threadIdx.x; b < blocks; b += blockDim.x) {
+    const sum_t<T>* part = parts + 3 * ((long long)c * blocks + b);
+    add_moments(all, {part[0], part[1], part[2]});
+  }
+  all = moments_of_block(all);
+  if (threadIdx.x == 0) {
+    mean[c] = all.mean;                   // (BN.1)
+    var[c] = all.squares / all.count;     // (BN.2)
+    inv_std[c] = 1 / sqrt(var[c] + eps);  // (BN.3), the s in it
   }
 }
 
 // dbias and dweight from parts (C, blocks, 2) of Σ g and Σ g · (x - mean).
 template <class T>
 __global__ void combine_products(const sum_t<T>* parts, const sum_t<T>* inv_std, sum_t<T>* dweight, sum_t<T>* dbias,
-                                 int channels, int blocks) {
-  for (int c = first_in_row(); c < channels; c += row_stride()) {
-    sum_t<T> sum = 0, product = 0;
-    for (int b = 0; b < blocks; ++b) {
-      sum += parts[2 * ((long long)c * blocks + b)];
-      product += parts[2 * ((long long)c * blocks + b) + 1];
-    }
-    dbias[c] = sum;                    // (BN.5), (DWF.4)
-    dweight[c] = product * inv_std[c];  // (BN.6), (DWF.4)
+                                 int blocks) {
+  const int c = blockIdx.y;
+  sum_t<T> sums[2] = {0, 0};
+  for (int b = threadIdx.x; b < blocks; b += blockDim.x)
+    for (int k = 0; k < 2; ++k) sums[k] += parts[2 * ((long long)c * blocks + b) + k];
+  sum_block(sums);
+  if (threadIdx.x == 0) {
+    dbias[c] = sums[0];                 // (BN.5), (DWF.4)
+    dweight[c] = sums[1] * inv_std[c];  // (BN.6), (DWF.4)
   }
 }
 

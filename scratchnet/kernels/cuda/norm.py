@@ -11,6 +11,7 @@ kernel divides the sums by its own number of columns: so it is given sums that a
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import get_array_module
 from scratchnet.kernels.cuda.launch import blocks, launch, reducing, sum_dtype, vector
+from scratchnet.kernels.cuda.rows import combine
 from scratchnet.parallel.ranks import pooled_moments, pooled_sums
 
 
@@ -64,7 +65,7 @@ def statistics(parts, eps, count):
         count: this rank's numbers a channel.
     """
     mean, var, inv_std = (get_array_module(parts).empty(len(parts), parts.dtype) for _ in range(3))
-    launch("combine_moments", (), blocks(len(parts)), parts, mean, var, inv_std, eps, *parts.shape[:2])
+    combine("combine_moments", parts, mean, var, inv_std, eps, parts.shape[1])
     own = mean
     mean, var, count = pooled_moments(mean, var, count)
     return mean, var, inv_std if mean is own else 1 / (var + eps) ** 0.5, count
@@ -90,19 +91,27 @@ def normalise(rows, mean, inv_std, weight, bias, clip):
 
 def parameter_gradients(grad, rows, mean, inv_std, weight, bias, clip):
     """dweight and dbias of `normalise`."""
-    xp, (channels, m) = get_array_module(grad), rows.shape
+    channels, m = rows.shape
     v = vector(m, grad, rows)
     grid = reducing(m // v, channels)
-    parts = xp.empty((channels, grid[0], 2), sum_dtype(rows))
+    parts = get_array_module(grad).empty((channels, grid[0], 2), sum_dtype(rows))
     launch("row_products", (v, clip), grid, grad, rows, mean, inv_std, weight, bias, parts, m)
-    dweight, dbias = xp.empty(channels, sum_dtype(rows)), xp.empty(channels, sum_dtype(rows))
-    launch("combine_products", (), blocks(channels), parts, inv_std, dweight, dbias, channels, grid[0])
+    return products_of(parts, inv_std)
+
+
+def products_of(parts, inv_std):
+    """dweight and dbias from a kernel's parts (C, blocks, 2)."""
+    dweight, dbias = (get_array_module(parts).empty(len(parts), parts.dtype) for _ in range(2))
+    combine("combine_products", parts, inv_std, dweight, dbias, parts.shape[1])
     return dweight, dbias
 
 
-def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip):
-    """dx of `normalise` for statistics that follow x; with `clip`, dx without the factor weight · inv_std."""
-    dx = get_array_module(grad).empty_like(rows)
+def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip, out=None):
+    """dx of `normalise` for statistics that follow x; with `clip`, dx without the factor weight · inv_std.
+
+    `out` is where it goes, and may be `grad`.
+    """
+    dx = get_array_module(grad).empty_like(rows) if out is None else out
     m = rows.shape[1]
     v = vector(m, grad, rows, dx)
     saved = mean, inv_std, weight, bias, dweight, dbias
@@ -114,7 +123,11 @@ def norm_gradient(grad, rows, mean, inv_std, weight, bias, count, clip):
     """dx, dweight and dbias of `normalise`, dx as `rows_gradient` says."""
     saved = mean, inv_std, weight, bias
     dweight, dbias = parameter_gradients(grad, rows, *saved, clip)
-    all_dweight, all_dbias = pooled_sums(dweight, dbias)
-    if count != rows.shape[1]:
-        all_dweight, all_dbias = (total * (rows.shape[1] / count) for total in (all_dweight, all_dbias))
+    all_dweight, all_dbias = sums_of_all(dweight, dbias, rows.shape[1], count)
     return rows_gradient(grad, rows, *saved, all_dweight, all_dbias, clip), dweight, dbias
+
+
+def sums_of_all(dweight, dbias, m, count):
+    """Both sums over all ranks, for a kernel that divides by its own m columns where there are `count` in all."""
+    sums = pooled_sums(dweight, dbias)
+    return sums if count == m else [total * (m / count) for total in sums]

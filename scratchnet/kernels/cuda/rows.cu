@@ -1,12 +1,12 @@
-// Sums of what the blocks of a row left, in the order of the blocks; and numbers rounded to bfloat16 and back.
+// Sums of what the blocks of a row left, by a block a channel; and numbers rounded to bfloat16 and back.
 
 // out (C, width) = the sums over blocks of parts (C, blocks, width).
-template <class T> __global__ void combine_sums(const sum_t<T>* parts, sum_t<T>* out, int channels, int blocks, int width) {
-  for (int i = first_in_row(); i < channels * width; i += row_stride()) {
-    const sum_t<T>* part = parts + (long long)(i / width) * blocks * width + i % width;
-    sum_t<T> sum = 0;
-    for (int b = 0; b < blocks; ++b) sum += part[(long long)b * width];
-    out[i] = sum;
+template <class T> __global__ void combine_sums(const sum_t<T>* parts, sum_t<T>* out, int blocks, int width) {
+  for (int k = 0; k < width; ++k) {
+    sum_t<T> sums[1] = {0};
+    for (int b = threadIdx.x; b < blocks; b += blockDim.x) sums[0] += parts[row_start(blocks * width) + b * width + k];
+    sum_block(sums);
+    if (threadIdx.x == 0) out[row_start(width) + k] = sums[0];
   }
 }
 

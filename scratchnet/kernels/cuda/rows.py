@@ -6,17 +6,25 @@ comes behind the global pooling. A matrix product takes both factors in bfloat16
 weights are rounded on the way to it.
 """
 
+import math
+
 from scratchnet.array import as_images, as_maps
 from scratchnet.device import bfloat16_dtype, get_array_module, is_bfloat16
-from scratchnet.kernels.cuda.launch import blocks, launch, sum_dtype
+from scratchnet.kernels.cuda.launch import THREADS, blocks, launch, sum_dtype
 
 
 def row_sums_of(parts):
     """The sum over blocks of parts (C, blocks, …), as (C, …)."""
     out = get_array_module(parts).empty((len(parts), *parts.shape[2:]), parts.dtype)
     width = max(1, out.size // len(parts))
-    launch("combine_sums", (), blocks(out.size), parts, out, *parts.shape[:2], width)
+    combine("combine_sums", parts, out, parts.shape[1], width)
     return out
+
+
+def combine(name, parts, *args):
+    """Launch a second pass over parts (C, blocks, …): a block a channel, with a thread a part up to a full block."""
+    channels, count = parts.shape[:2]
+    launch(name, (), (1, channels), parts, *args, threads=min(THREADS, 32 * math.ceil(count / 32)))
 
 
 def narrow(x):

@@ -1,0 +1,130 @@
+"""How many launches a training step of MobileNetV2 has and how many bytes they move: counted, on a machine without a GPU.
+
+    python tests/cuda/traffic.py --width 1.0 --batch 512 --bfloat16
+
+The step runs on the stand-in for CuPy, at its full size: with kernels that compute nothing, and arrays that nobody writes,
+for which the system then needs no memory. Each array that a kernel is given counts once, as many bytes as it has: that is
+what must cross to memory or back. What neighbours read again is not in it, on the assumption that it comes from the cache.
+"""
+
+import argparse
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+import standin  # noqa: E402
+
+
+class Counts(NamedTuple):
+    """Launches and bytes by kernel: ours by their names, those of the library's products and of CuPy's arithmetic."""
+
+    launches: Counter
+    moved: Counter
+
+    def add(self, name, *arrays):
+        self.launches[name] += 1
+        self.moved[name] += sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
+
+
+def count(monkeypatch, width, batch, bfloat16, size=32):
+    """The `Counts` of one step, the second: the first makes what stays.
+
+    Args:
+        monkeypatch: pytest's, which puts everything back.
+        width: of the network.
+        batch: pictures.
+        bfloat16: whether activations are stored in it; else in float32.
+        size: of a picture's side.
+    """
+    monkeypatch.setitem(sys.modules, "cupy", standin)
+    from models import MobileNetV2
+    from scratchnet import CrossEntropyLoss
+    from scratchnet.array import as_images
+    from scratchnet.device import bfloat16_dtype
+    from scratchnet.kernels.cuda import launch
+    from scratchnet.training.optim import SGD
+    from scratchnet.training.trainer import train_step
+
+    counts = Counts(Counter(), Counter())
+    for cached in (launch._module, launch._function):  # those of modules that compute
+        cached.cache_clear()
+    _replace(monkeypatch, counts)
+    rng = np.random.default_rng(0)
+    model = MobileNetV2(10, width, "cifar", dropout=0.0, rng=rng).to("cuda")
+    optimizer = SGD(model.named_parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    dtype = bfloat16_dtype() if bfloat16 else np.float32
+    x = as_images(standin.ndarray(np.empty((3, size, size, batch), dtype)))
+    labels = standin.ndarray(np.zeros(batch, np.int64))
+    try:
+        for _ in range(2):
+            counts.launches.clear(), counts.moved.clear()
+            standin.counts.clear()
+            with warnings.catch_warnings(), np.errstate(all="ignore"):  # numbers that nobody computed
+                warnings.simplefilter("ignore")
+                train_step(model, CrossEntropyLoss(0.1), optimizer, x, labels)
+    finally:
+        for cached in (launch._module, launch._function):
+            cached.cache_clear()
+    counts.launches["CuPy's own"] = standin.counts["launch"] - sum(counts.launches.values())
+    return counts
+
+
+def _replace(monkeypatch, counts):
+    """Let the stand-in's kernels and products count only."""
+
+    class Module:
+        def __init__(self, *_):
+            pass
+
+        def get_function(self, name):
+            return lambda grid, block, values: counts.add(name[: name.index("<")], *values)
+
+    def product(a, b):
+        standin.counts["launch"] += 1
+        left, right = a._array, b._array
+        out = np.empty((*left.shape[:-1], *right.shape[1:]), left.dtype)
+        counts.add("product", left, right, out)
+        return standin.ndarray(out)
+
+    monkeypatch.setattr(standin, "HostModule", Module)
+    monkeypatch.setattr(standin.ndarray, "__matmul__", product)
+
+
+def as_table(before, after):
+    """Two `Counts` as a table, the largest first; the last line is all."""
+    order = sorted({*before.launches, *after.launches}, key=lambda name: -max(before.moved[name], after.moved[name]))
+    rows = [(name, *(c[name] for c in (*before, *after))) for name in order]
+    rows.append(("all", *(sum(c.values()) for c in (*before, *after))))
+    lines = ["| kernel | launches | MB | launches, now | MB, now |", f"|{' --- |' * 5}"]
+    for name, launches, moved, launches_now, moved_now in rows:
+        lines.append(f"| {name} | {launches} | {moved / 1e6:,.0f} | {launches_now} | {moved_now / 1e6:,.0f} |")
+    return "\n".join(lines)
+
+
+def main():
+    import json
+
+    import pytest
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--save", help="write the counts to a file, to compare another state of the library with")
+    parser.add_argument("--before", help="such a file")
+    given = parser.parse_args()
+    with pytest.MonkeyPatch.context() as patch:
+        counts = count(patch, given.width, given.batch, given.bfloat16)
+    if given.save:
+        Path(given.save).write_text(json.dumps(counts))
+    before = Counts(*map(Counter, json.loads(Path(given.before).read_text()))) if given.before else counts
+    print(as_table(before, counts))
+
+
+if __name__ == "__main__":
+    main()
