@@ -11,6 +11,8 @@ then a matrix with one row per channel, and that matrix is a *view*, so every la
 An array in any other memory order gives the same values: the first two copy it where a view is impossible.
 """
 
+import threading
+
 from scratchnet.device import device_of, get_array_module, import_cupy, is_array, require_device
 
 
@@ -53,3 +55,39 @@ def to_device(thing, device):
         return thing
     convert = import_cupy().asarray if device == "cuda" else (lambda array: array.get())
     return convert(thing) if thing.flags.c_contiguous else as_images(convert(as_maps(thing)))
+
+
+# What a step draws ----------------------------------------------------------------------------------------------------
+
+_of_thread = threading.local()
+
+
+class collecting:  # noqa: N801 (it is called like a function)
+    """While this thread records a step: `drawn` makes no numbers, but arrays in which every replay finds its own.
+
+    Attributes:
+        inputs: (array, draw) for each, in order.
+    """
+
+    def __enter__(self):
+        self.inputs = _of_thread.inputs = []
+        return self
+
+    def __exit__(self, *_):
+        _of_thread.inputs = None
+
+
+def drawn(draw, shape, dtype, device):
+    """What `draw()` makes on the host, on a device.
+
+    Args:
+        draw: makes a NumPy array, from a generator, say: another one in every step.
+        shape, dtype: of it.
+        device: `"cpu"` or `"cuda"`.
+    """
+    inputs = getattr(_of_thread, "inputs", None)
+    if inputs is None:
+        return to_device(draw(), device)
+    array = import_cupy().empty(shape, dtype)
+    inputs.append((array, draw))
+    return array

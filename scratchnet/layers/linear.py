@@ -12,6 +12,7 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, as_matrix
+from scratchnet.device import kind_of
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
 from scratchnet.windows import is_count
@@ -62,13 +63,14 @@ class Linear(Module):
     def forward(self, x):
         """Compute y (N, out_features)."""
         self.require(x, "N", self.weight.data.shape[1])
-        y, cache = linear_forward(x, self.weight.data, self.bias.data if self.bias else None)
+        y, cache = self.pair(kind_of(x)).forward(x, self.weight.data, self.bias.data if self.bias else None)
         self.save_cache(cache, y)
         return y
 
     def backward(self, dy):
         """Return dx (N, in_features); add dweight and dbias."""
-        dx, dweight, dbias = linear_backward(dy, self.take_cache(dy))
+        cache = self.take_cache(dy)
+        dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache)  # all versions keep the same
         self.weight.grad += dweight
         if self.bias:
             self.bias.grad += dbias
@@ -76,7 +78,7 @@ class Linear(Module):
 
     def pair(self, kind):
         """(LIN.1) to (LIN.4)."""
-        return kernels.Pair(linear_forward, linear_backward)
+        return kernels.choose(kernels.Pair(linear_forward, linear_backward), kind)
 
     def extra_repr(self):  # noqa: D102
         outs, ins = self.weight.data.shape

@@ -37,7 +37,7 @@ ABOUT = {
 # Flags that may differ between a run and its resumption: they change where it runs and what it says, not what it computes.
 FREE = {
     "data", "sample", "device", "ranks", "rank_timeout", "threads", "out", "resume", "resume_with_changes",
-    "checkpoint_every", "eval", "predict", "flip_test", "trace", "preset",
+    "record", "checkpoint_every", "eval", "predict", "flip_test", "trace", "preset",
 }  # fmt: skip
 # The only flags that may stand beside these two: all else is as the checkpoint says.
 BESIDE = {
@@ -130,6 +130,10 @@ def make_parser(description):
     add(
         "--rank-timeout", "longest wait for another rank, until the run stops and says which one did not come",
         type=whole(1), default=120, metavar="SECONDS",
+    )  # fmt: skip
+    add(
+        "--record", "on a GPU: record a step once and replay it; --no-record launches every kernel from Python",
+        **yes_or_no | {"default": True},
     )  # fmt: skip
     add("--threads", "CPU threads of each rank (default: its share of the cores)", type=whole(1, 1024))
     add = group("output")
