@@ -62,19 +62,36 @@ def to_device(thing, device):
 _of_thread = threading.local()
 
 
-class collecting:  # noqa: N801 (it is called like a function)
-    """While this thread records a step: `drawn` makes no numbers, but arrays in which every replay finds its own.
+class drawing:  # noqa: N801 (it is called like a function)
+    """While this thread learns a step, or records it: takes down what `drawn` is asked for, or hands out arrays for it.
+
+    Args:
+        arrays: to hand out, in order, each of which then finds its numbers before every replay; None to draw as ever.
 
     Attributes:
-        inputs: (array, draw) for each, in order.
+        asked: (draw, shape, dtype) of each call, in order.
     """
 
+    def __init__(self, arrays=None):
+        self.asked: list = []
+        self._arrays = None if arrays is None else iter(arrays)
+
     def __enter__(self):
-        self.inputs = _of_thread.inputs = []
+        self._before, _of_thread.drawing = getattr(_of_thread, "drawing", None), self
         return self
 
     def __exit__(self, *_):
-        _of_thread.inputs = None
+        _of_thread.drawing = self._before
+
+    def give(self, draw, shape, dtype, device):
+        """What `drawn` returns."""
+        self.asked.append((draw, shape, dtype))
+        if self._arrays is None:
+            return to_device(draw(), device)
+        array = next(self._arrays, None)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            raise RuntimeError(f"something of shape {shape} is drawn, which was not when the step was learnt")
+        return array
 
 
 def drawn(draw, shape, dtype, device):
@@ -85,9 +102,5 @@ def drawn(draw, shape, dtype, device):
         shape, dtype: of it.
         device: `"cpu"` or `"cuda"`.
     """
-    inputs = getattr(_of_thread, "inputs", None)
-    if inputs is None:
-        return to_device(draw(), device)
-    array = import_cupy().empty(shape, dtype)
-    inputs.append((array, draw))
-    return array
+    now = getattr(_of_thread, "drawing", None)
+    return now.give(draw, shape, dtype, device) if now else to_device(draw(), device)

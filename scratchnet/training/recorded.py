@@ -6,14 +6,15 @@ memory pool of its own, which lives as long as the graph. What is new in every s
 pictures, labels, dropout's mask. What is a number in Python is as it was when it was recorded, so the optimizer, whose rate
 changes, stays outside (it is two launches).
 
-The first call computes as ever, which compiles kernels and fills the pool. The second is taken down, which computes nothing,
-and started; so are all that follow. Every call is one step, and has the bits that it would have without.
+The first call computes as ever, which compiles kernels and fills the pool. The second is taken down, which computes
+nothing, and started, as all that follow are. Every call is one step, and has the bits that it would have without.
 """
 
 from contextlib import suppress
+from typing import Any
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_maps, collecting
+from scratchnet.array import as_images, as_maps, drawing
 from scratchnet.device import device_of, get_array_module, tf32_enabled
 from scratchnet.kernels.cuda import products
 from scratchnet.module import Parameter
@@ -100,11 +101,17 @@ class _Recording:
         self.circumstances, self._function, self._cupy = circumstances, function, cupy
         self._modules = [module for whole in modules for _, module in whole.named_modules()]
         self._pool, self._stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
-        self._calls, self._graph = 0, None
-        self._held = self._arrays = self._inputs = self._outputs = self._drawn = ()
+        self._calls = 0
+        self._graph: Any = None
+        self._asked: list = []  # what the step draws
+        self._held: list = []  # what the modules had
+        self._arrays: list = []  # and their parameters
+        self._inputs: tuple = ()
+        self._outputs: tuple = ()
+        self._drawn: list = []
 
     def still_holds(self):
-        """Whether all modules have what they had when the graph was made."""
+        """Whether all modules have what they had when the step was learnt."""
         return all(
             module.training is training
             and module.saves is saves
@@ -134,24 +141,33 @@ class _Recording:
         self._cupy.cuda.get_current_stream().synchronize()
         products.prepare(self._cupy)
         with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
-            outputs = self._function(*arrays)
+            with drawing() as learnt:
+                outputs = self._function(*arrays)
             self._stream.synchronize()
+        self._asked = learnt.asked
+        self._remember()
         return tuple(map(_copy, outputs))
 
     def _record(self, arrays):
+        # What is written before a replay must not lie in the pool, which has it from an array that is freed in the step.
         self._inputs = tuple(map(_copy, arrays))
+        fixed = [self._cupy.empty(shape, dtype) for _, shape, dtype in self._asked]
         self._cupy.cuda.get_current_stream().synchronize()
         with self._cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             self._stream.begin_capture()
             try:
-                with collecting() as collected:
+                with drawing(fixed) as asked:
                     outputs = self._function(*self._inputs)
             except BaseException:
                 with suppress(Exception):  # CUDA may say once more that this recording is void
                     self._stream.end_capture()
                 raise
             self._graph = self._stream.end_capture()
-        self._outputs, self._drawn = outputs, collected.inputs
+        self._outputs = outputs
+        self._drawn = [(array, draw) for array, (draw, *_) in zip(fixed, asked.asked, strict=True)]
+        self._remember()
+
+    def _remember(self):
         self._held = [
             (module, module.training, module.saves, [(k, v) for k, v in vars(module).items() if k not in _PASSING])
             for module in self._modules

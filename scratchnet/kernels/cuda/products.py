@@ -66,7 +66,9 @@ def product(a, b, tf32=None, dtype=None, out=None):
 def why_eager():
     """Why products cannot be recorded here, as half a sentence; None where they can."""
     if _binding() is None:
-        return "nvmath-python is not installed (the extras cuda12 and cuda13 bring it), and CuPy's own products refuse it"
+        return (
+            "nvmath-python is not installed (the extras cuda12 and cuda13 bring it), and CuPy's own products refuse it"
+        )
     return None
 
 
@@ -83,7 +85,7 @@ def _as_stored(xp, matrix):
 
 
 def _handle(xp, binding):
-    """This thread's handle on the card in use: cuBLAS lets no two threads share one."""
+    """The handle of a thread, for the card in use: cuBLAS lets no two threads share one."""
     handles = vars(_of_thread).setdefault("handles", {})
     place = xp, binding, xp.cuda.Device().id
     if place not in handles:
