@@ -26,11 +26,12 @@ class Kind(NamedTuple):
 
 def kind_of(x):
     """The `Kind` of an array."""
-    return Kind(device_of(x), _name_of(x.dtype))
+    return Kind(device_of(x), name_of(x.dtype))
 
 
 @functools.cache
-def _name_of(dtype):
+def name_of(dtype):
+    """The name of a dtype, made once."""
     return dtype.name  # NumPy makes the name anew each time, which takes longer than a small layer
 
 

@@ -12,6 +12,7 @@ from runs import rows_of
 from strategies import in_layout
 
 import scratchnet as sn
+from models import MobileNetV2
 from scratchnet.array import to_device
 from scratchnet.kernels.cuda import products
 from scratchnet.training import recorded
@@ -103,6 +104,27 @@ def test_a_replay_is_few_launches_and_waits_for_nothing(gemm, standin):
         standin.counts.clear()
         half(x, labels)
     assert +standin.counts == {"graph": 1, "launch": 5, "to device": 1}  # three inputs, two results; dropout's mask
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["float32", "bfloat16"])
+def test_launches_of_a_step_of_mobilenet(gemm, standin, capsys, stored):
+    if stored:
+        pytest.importorskip("ml_dtypes")
+    rng = np.random.default_rng(4)
+    model = MobileNetV2(10, 0.1, "cifar", dropout=0.0, rng=rng).to("cuda")
+    optimizer = SGD(model.named_parameters(), lr=0.05, momentum=0.9)
+    half, x, labels = RecordedStep(model, sn.CrossEntropyLoss(0.1)), *given(0, stored)
+    counted = []
+    for _ in range(3):
+        standin.counts.clear()
+        half(x, labels)
+        optimizer.step()
+        counted.append(+standin.counts)
+    with capsys.disabled():
+        print("\na step of MobileNetV2: eager", counted[0], "recorded", counted[1], "replayed", counted[2])
+    assert counted[0]["launch"] - 2 - 2 == counted[1]["recorded"] < 900  # a copy each of loss and logits; the optimizer
+    assert counted[2] == {"graph": 1, "launch": 6}
+    assert not any(counts["to host"] or counts["to device"] for counts in counted)
 
 
 def test_other_sizes_have_recordings_of_their_own(gemm, standin):

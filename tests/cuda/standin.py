@@ -243,12 +243,14 @@ class Stream:
         if get_current_stream() is not self:
             raise CaptureError("the stream to capture is not the one in use")
         _not_captured("another capture begun")
+        self._errors = np.seterr(all="ignore")  # shapes are found out by computing with whatever lies in the pool
         _thread.calls = []
 
     def end_capture(self):
         if _thread.calls is None:
             raise CaptureError("nothing is captured")
         calls, _thread.calls = _thread.calls, None
+        np.seterr(**self._errors)
         return Graph(calls)
 
     def is_capturing(self):
