@@ -4,6 +4,9 @@ The stand-in computes nothing while a stream is captured, keeps addresses alone,
 recording forgets is seen in the numbers.
 """
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from device import halved, on_the_host, train_on_a_few_shapes
@@ -353,6 +356,15 @@ def test_the_program_has_the_same_bits_with_and_without(gemm, standin, tmp_path)
     assert not same_bits(kept["recorded"], kept["eager"])
     assert [row["val_loss"] for row in rows["recorded"]] == [row["val_loss"] for row in rows["eager"]]
     assert graphs["recorded"] > 4 and graphs["eager"] == 0
+
+
+def test_the_benchmarks_tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    times = {gpu.PEER: (14.7, 70.0), "scratchnet, bfloat16, recorded": (7.35, 1.0)}
+    assert gpu.step_table(times, 512)[3] == "| scratchnet, bfloat16, recorded | 7.35 | 69,660 | 2.00 | 1.0 |"
+    lines = gpu.kernel_table([(0.5, 2, "short"), (2.0, 4, "long"), (0.0, 1, "host")])
+    assert lines[0].startswith("2.50 ms in 6 kernels") and [line[:7] for line in lines[2:]] == ["| long ", "| short"]
 
 
 # Products ---------------------------------------------------------------------------------------------------------------

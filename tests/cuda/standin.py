@@ -598,6 +598,7 @@ class Binding:
 
     def set_stream(self, handle, stream):
         self._streams[handle] = stream
+        self._workspaces[handle] = 0, 0  # back to cuBLAS's own, as the manual says
 
     def gemm_ex(
         self, handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc, compute, algo

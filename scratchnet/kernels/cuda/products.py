@@ -7,9 +7,11 @@ cuBLAS reads a matrix column by column. Read in that way an array of rows is its
 so the factors change places, and a transposed array is a flag, not a copy.
 """
 
+import dataclasses
 import functools
 import importlib
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +56,6 @@ def product(a, b, tf32=None, dtype=None, out=None):
     a_turned, a_step, a = _as_stored(xp, a)
     b_turned, b_step, b = _as_stored(xp, b)
     handle = _handle(xp, binding)
-    binding.set_stream(handle, xp.cuda.get_current_stream().ptr)
     binding.gemm_ex(
         handle, b_turned, a_turned, n, m, k, _NUMBERS[kind][1].ctypes.data,
         b.data.ptr, TYPES[b.dtype.name], b_step, a.data.ptr, TYPES[a.dtype.name], a_step,
@@ -89,10 +90,22 @@ def _handle(xp, binding):
     handles = vars(_of_thread).setdefault("handles", {})
     place = xp, binding, xp.cuda.Device().id
     if place not in handles:
-        handle, workspace = binding.create(), xp.empty(WORKSPACE, "uint8")
-        binding.set_workspace(handle, workspace.data.ptr, workspace.nbytes)
-        handles[place] = handle, workspace  # kept, as cuBLAS only has its address
-    return handles[place][0]
+        handles[place] = _Handle(binding.create(), xp.empty(WORKSPACE, "uint8"))
+    it, stream = handles[place], xp.cuda.get_current_stream().ptr
+    if it.stream != stream:
+        binding.set_stream(it.handle, stream)  # which takes the workspace away
+        binding.set_workspace(it.handle, it.workspace.data.ptr, it.workspace.nbytes)
+        it.stream = stream
+    return it.handle
+
+
+@dataclasses.dataclass
+class _Handle:
+    """A handle, its workspace, of which cuBLAS only has the address, and the stream that it was last told."""
+
+    handle: Any
+    workspace: Any
+    stream: int | None = None
 
 
 @functools.cache
