@@ -18,7 +18,7 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import to_device
 from scratchnet.kernels.cuda import products
-from scratchnet.training import recorded
+from scratchnet.training import recorded, trainer
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.checkpoint import load
 from scratchnet.training.optim import SGD
@@ -356,6 +356,36 @@ def test_the_program_has_the_same_bits_with_and_without(gemm, standin, tmp_path)
     assert not same_bits(kept["recorded"], kept["eager"])
     assert [row["val_loss"] for row in rows["recorded"]] == [row["val_loss"] for row in rows["eager"]]
     assert graphs["recorded"] > 4 and graphs["eager"] == 0
+
+
+def test_the_program_says_once_why_nothing_is_recorded(standin, tmp_path, capsys):
+    assert train_on_a_few_shapes("--device", "cuda", "--epochs", "2", "--out", str(tmp_path)) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("steps are not recorded") == 1
+
+
+def test_a_recorded_run_that_is_resumed_has_the_bits_of_one_that_was_not_stopped(gemm, tmp_path):
+    """Its second part records anew; dropout, statistics and averages go on from the checkpoint."""
+    flags = ["--device", "cuda", "--ema", "0.9", "--schedule", "constant"]
+    assert train_on_a_few_shapes(*flags, "--epochs", "4", "--out", str(tmp_path / "whole")) == 0
+    assert train_on_a_few_shapes(*flags, "--epochs", "2", "--out", str(tmp_path / "parts")) == 0
+    more = ["--epochs", "4", "--out", str(tmp_path / "parts"), "--resume-with-changes"]
+    assert train_on_a_few_shapes(*flags, *more) == 0
+    assert not same_bits(load(tmp_path / "parts" / "last.npz")[0], load(tmp_path / "whole" / "last.npz")[0])
+
+
+def test_the_guard_names_the_layer_that_it_names_without_recording(gemm, standin, monkeypatch, tmp_path, capsys):
+    """The rate is so high that numbers overflow in a replay; where, is found by steps that are not recorded."""
+    monkeypatch.setitem(trainer.SYNC_EVERY, "cuda", 1)
+    said = []
+    for name, more in {"recorded": [], "eager": ["--no-record"]}.items():
+        flags = ["--device", "cuda", "--epochs", "4", "--lr", "1e30", "--schedule", "constant", *more]
+        assert train_on_a_few_shapes(*flags, "--out", str(tmp_path / "run")) == 1
+        both = capsys.readouterr()
+        said.append(next(line for line in (both.out + both.err).splitlines() if "is not finite in step" in line))
+        assert (standin.counts["graph"] > 0) == (name == "recorded")
+        standin.counts.clear()
+    assert said[0] == said[1] and "features" in said[0]
 
 
 def test_the_benchmarks_tables(monkeypatch):
