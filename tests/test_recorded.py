@@ -6,6 +6,7 @@ recording forgets is seen in the numbers.
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import to_device
 from scratchnet.kernels.cuda import products
+from scratchnet.parameter import add_gradients
 from scratchnet.training import recorded, trainer
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.checkpoint import load
@@ -395,6 +397,31 @@ def test_the_benchmarks_tables(monkeypatch):
     assert gpu.step_table(times, 512)[3] == "| scratchnet, bfloat16, recorded | 7.35 | 69,660 | 2.00 | 1.0 |"
     lines = gpu.kernel_table([(0.5, 2, "short"), (2.0, 4, "long"), (0.0, 1, "host")])
     assert lines[0].startswith("2.50 ms in 6 kernels") and [line[:7] for line in lines[2:]] == ["| long ", "| short"]
+
+
+# Gradients --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_gradients_are_added_three_in_a_launch(standin, count):
+    rng = np.random.default_rng(0)
+    sizes = [(300, 2), (7,), (3, 1, 3, 3), (1,), (500,)][:count]
+    totals, terms = ([standin.asarray(rng.standard_normal(size)) for size in sizes] for _ in range(2))
+    want = [total.get() + term.get() for total, term in zip(totals, terms, strict=True)]
+    before = [term.get() for term in terms]
+    parameters = [SimpleNamespace(grad=total) for total in totals]
+    standin.counts.clear()
+    add_gradients([*parameters, None], [*terms, None])
+    assert +standin.counts == {"launch": -(-count // 3)}
+    for kept, total, expected in zip(parameters, totals, want, strict=True):
+        assert kept.grad is total and (total.get() == expected).all()
+    assert all((term.get() == value).all() for term, value in zip(terms, before, strict=True))
+
+
+def test_gradients_in_another_order_are_added_one_by_one(standin):
+    total, term = standin.asarray(np.ones((2, 3))), standin.asarray(np.arange(6.0).reshape(3, 2)).T
+    add_gradients([SimpleNamespace(grad=total)], [term])
+    assert (total.get() == 1 + np.arange(6).reshape(3, 2).T).all()
 
 
 # Products ---------------------------------------------------------------------------------------------------------------

@@ -126,6 +126,8 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "clipped_product":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "shift_and_clip":       (                                                               _cuda(cuda.activation),),
+    # parameter.py
+    "add_to_all":           (                                                      _cuda(cuda.optimizer, dtypes=REAL),),
     # training/
     "sgd_update":           (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
     "adam_update":          (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),

@@ -15,6 +15,7 @@ from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.device import kind_of
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
+from scratchnet.parameter import add_gradients
 from scratchnet.windows import is_count
 
 
@@ -71,9 +72,7 @@ class Linear(Module):
         """Return dx (N, in_features); add dweight and dbias."""
         cache = self.take_cache(dy)
         dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache)  # all versions keep the same
-        self.weight.grad += dweight
-        if self.bias:
-            self.bias.grad += dbias
+        add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 
     def pair(self, kind):
