@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from device import halved, on_the_host, train_on_a_few_shapes
+from conformance import ROWS, each_row
+from device import TAKEN, halved, held_in_bfloat16, held_to_the_cpu, on_the_host, train_on_a_few_shapes
 from hostmodule import has_compiler
 from runs import rows_of
 from strategies import in_layout
@@ -447,6 +448,16 @@ def test_products(gemm, standin, dtype, turned):
     total = standin.asarray(np.full((3, 4), 2, wide))
     assert products.product(*on_device, out=total) is total
     np.testing.assert_allclose(total.get(), want + 2, rtol=0, atol=1e-6)
+
+
+@each_row()
+def test_the_conformance_table_by_gemm(case, gemm):
+    held_to_the_cpu(case, np.float32, True, case.row.ulps)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in TAKEN], ids=lambda row: row.name)
+def test_layers_in_bfloat16_by_gemm(gemm, row):
+    held_in_bfloat16(row, "train", TAKEN[row.name])
 
 
 def test_products_without_nvmath_are_cupys(standin):
