@@ -3,10 +3,13 @@
     python benchmarks/gpu.py [--data FOLDER] [--batch 512] [--width 1.0]   (extras `cuda13`, `bf16`, `bench`, `test`)
 
 1. The tests that need a GPU, compute-sanitizer among them.
-2. A training step of MobileNetV2, beside PyTorch on the same card. Every engine runs alone, one after the other, until its
-   time is up; a step's time is the median over blocks of ten steps between two events on the device.
-3. What each kernel moves, in GB/s, against what a plain copy moves on the same card.
-4. With --data: `train_cifar.py --preset best` at that width, to its accuracy, with the time that it took.
+2. A training step of MobileNetV2, launched from Python and recorded, beside PyTorch on the same card: eager, and compiled
+   with CUDA graphs (mode="reduce-overhead"), which is the one to beat. Every engine runs alone, one after the other, until
+   its time is up; a step's time is the median over blocks of ten steps between two events on the device. The time to the
+   first steps is what the compiling and recording of the first three takes.
+3. Where a recorded step's time goes, kernel by kernel, by PyTorch's profiler.
+4. What each kernel moves, in GB/s, against what a plain copy moves on the same card.
+5. With --data: `train_cifar.py --preset gpu` at that width, to its accuracy, with the time that it took.
 
 What fails stands in the report as such, and the rest goes on.
 """
@@ -35,7 +38,15 @@ from scratchnet.training.trainer import train_step
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "results" / "gpu.md"
 BLOCK = 10  # steps between two events
-PEER = "PyTorch eager, channels_last, AMP bfloat16"
+PEER = "PyTorch compile (reduce-overhead), channels_last, AMP bfloat16"
+OURS = (("float32", False, False), ("TF32", True, False), ("bfloat16", False, True))  # name, TF32, bfloat16
+THEIRS = (  # name, AMP, channels_last, compiled
+    ("PyTorch eager, TF32", False, False, False),
+    ("PyTorch eager, channels_last, TF32", False, True, False),
+    ("PyTorch eager, AMP bfloat16", True, False, False),
+    ("PyTorch eager, channels_last, AMP bfloat16", True, True, False),
+    (PEER, True, True, True),
+)
 
 
 def tests(args):
@@ -52,34 +63,76 @@ def tests(args):
 
 
 def steps(args):
-    """A training step of every engine, and its ratio to PyTorch's eager mode in mixed precision."""
+    """A training step of every engine, and its ratio to PyTorch's compiled one in mixed precision."""
     cupy = import_cupy()
-    times = {}
-    for name, tf32, bfloat16 in (("float32", False, False), ("TF32", True, False), ("bfloat16", False, True)):
-        use_tf32(tf32)
-        times[f"scratchnet, {name}"] = cupy_ms(cupy, our_step(cupy, args, bfloat16), args.seconds)
-        cupy.get_default_memory_pool().free_all_blocks()
+    times, failed = {}, []
+    for name, tf32, bfloat16 in OURS:
+        for recorded in (False, True):
+            use_tf32(tf32)
+            step = our_step(cupy, args, bfloat16, recorded)
+            times[f"scratchnet, {name}, {'recorded' if recorded else 'eager'}"] = cupy_ms(cupy, step, args.seconds)
+            cupy.get_default_memory_pool().free_all_blocks()
     use_tf32(False)
-    for name, amp, compiled in (
-        ("PyTorch eager, TF32", False, False),
-        (PEER, True, False),
-        ("PyTorch compile, channels_last, AMP bfloat16", True, True),
-    ):
-        times[name] = torch_ms(args, amp, compiled)
+    for name, *how in THEIRS:
+        try:
+            times[name] = torch_ms(args, *how)
+        except Exception as error:  # a compiler's trouble is no reason to lose the others
+            failed.append(f"{name}: failed, {type(error).__name__}: {str(error).splitlines()[0]}")
+    title = f"## A training step: MobileNetV2 cifar, width {args.width}, batch {args.batch}, 32×32\n"
+    return [title, *step_table(times, args.batch), *failed]
+
+
+def step_table(times, batch):
+    """Lines of the report: of every engine (ms a step, seconds to the first three)."""
+    peer = times[PEER][0] if PEER in times else float("nan")
     return [
-        f"## A training step: MobileNetV2 cifar, width {args.width}, batch {args.batch}, 32×32\n",
-        "| engine | ms a step | pictures/s | times as fast as eager AMP |\n| --- | --- | --- | --- |",
+        f"| engine | ms a step | pictures/s | times as fast as {PEER} | s to the first three |",
+        "| --- | --- | --- | --- | --- |",
         *(
-            f"| {name} | {ms:.2f} | {1000 * args.batch / ms:,.0f} | {times[PEER] / ms:.2f} |"
-            for name, ms in times.items()
+            f"| {name} | {ms:.2f} | {1000 * batch / ms:,.0f} | {peer / ms:.2f} | {first:.1f} |"
+            for name, (ms, first) in times.items()
         ),
     ]
 
 
-def median_ms(step, make_event, elapsed, seconds):
-    """Median time of a step in ms; `elapsed(start, end)` waits for the end."""
-    for _ in range(3):  # compiles, and fills the memory pool
+def profile(args):
+    """The kernels of a recorded step in bfloat16, by time."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as watching
+
+    cupy = import_cupy()
+    step = our_step(cupy, args, bfloat16=True, recorded=True)
+    for _ in range(3):
         step()
+    cupy.cuda.Device().synchronize()
+    with watching(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(BLOCK):
+            step()
+        cupy.cuda.Device().synchronize()
+    found = [(event.device_time_total / BLOCK / 1e3, event.count / BLOCK, event.key) for event in seen.key_averages()]
+    return ["## Where a recorded step in bfloat16 spends its time\n", *kernel_table(found)]
+
+
+def kernel_table(found, most=40):
+    """Lines of the report: (ms a step, launches a step, kernel), the longest first."""
+    found = sorted((row for row in found if row[0]), reverse=True)
+    total, launches = sum(row[0] for row in found), sum(row[1] for row in found)
+    return [
+        f"{total:.2f} ms in {launches:.0f} kernels.\n",
+        "| kernel | ms a step | launches | µs each |\n| --- | --- | --- | --- |",
+        *(f"| {key[:90]} | {ms:.3f} | {n:.1f} | {1e3 * ms / n:.1f} |" for ms, n, key in found[:most]),
+    ]
+
+
+def median_ms(step, make_event, elapsed, seconds):
+    """(median time of a step in ms, seconds that the first three took); `elapsed(start, end)` waits for the end."""
+    before, began, ended = time.perf_counter(), make_event(), make_event()
+    began.record()
+    for _ in range(3):  # compiles, records, and fills the memory pool
+        step()
+    ended.record()
+    elapsed(began, ended)
+    first = time.perf_counter() - before
     times: list[float] = []
     while sum(times) * BLOCK < 1000 * seconds or len(times) < 3:
         start, end = make_event(), make_event()
@@ -88,11 +141,11 @@ def median_ms(step, make_event, elapsed, seconds):
             step()
         end.record()
         times.append(elapsed(start, end) / BLOCK)
-    return statistics.median(times)
+    return statistics.median(times), first
 
 
 def cupy_ms(cupy, step, seconds):
-    """Median time of a step of ours."""
+    """`median_ms` of a step of ours."""
 
     def elapsed(start, end):
         end.synchronize()
@@ -101,7 +154,7 @@ def cupy_ms(cupy, step, seconds):
     return median_ms(step, cupy.cuda.Event, elapsed, seconds)
 
 
-def our_step(cupy, args, bfloat16):
+def our_step(cupy, args, bfloat16, recorded):
     """A training step on random pictures that stay where they are."""
     rng = np.random.default_rng(0)
     model = MobileNetV2(10, args.width, "cifar", dropout=0.0, rng=rng).to("cuda")
@@ -109,18 +162,28 @@ def our_step(cupy, args, bfloat16):
     maps = cupy.asarray(rng.standard_normal((3, 32, 32, args.batch), dtype=np.float32))
     x = as_images(rows.narrow(maps) if bfloat16 else maps)
     labels, criterion = cupy.asarray(rng.integers(0, 10, args.batch)), sn.CrossEntropyLoss(0.1)
-    return lambda: train_step(model, criterion, optimizer, x, labels)
+    if not recorded:
+        return lambda: train_step(model, criterion, optimizer, x, labels)
+    half = sn.RecordedStep(model, criterion)
+
+    def step():
+        half(x, labels)
+        if half.why_not:
+            raise RuntimeError(f"not recorded: {half.why_not}")
+        optimizer.step()
+
+    return step
 
 
-def torch_ms(args, amp, compiled):
-    """Median time of a step of PyTorch's: TF32 where float32 is multiplied; with `amp` bfloat16 and channels_last."""
+def torch_ms(args, amp, channels_last, compiled):
+    """`median_ms` of a step of PyTorch's: TF32 where float32 is multiplied; with `amp` bfloat16."""
     import torch
     from torch_mobilenetv2 import TorchMobileNetV2
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    layout = torch.channels_last if amp else torch.contiguous_format
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     model = TorchMobileNetV2(10, args.width, "cifar", dropout=0.0).cuda().to(memory_format=layout)
-    run = torch.compile(model) if compiled else model
+    run = torch.compile(model, mode="reduce-overhead") if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
     x = torch.randn(args.batch, 3, 32, 32, device="cuda").to(memory_format=layout)
     labels, criterion = (
@@ -150,7 +213,7 @@ def kernels(args):
     cupy = import_cupy()
     lines = ["## Kernels, on 96 channels of 32×32\n"]
     for dtype in ("float32", "bfloat16"):
-        rates = [(name, size / cupy_ms(cupy, call, 1) / 1e6) for name, call, size in calls(cupy, args, dtype)]
+        rates = [(name, size / cupy_ms(cupy, call, 1)[0] / 1e6) for name, call, size in calls(cupy, args, dtype)]
         lines += [f"| {dtype} | GB/s | of a copy's |\n| --- | --- | --- |"]
         lines += [f"| {name} | {rate:,.0f} | {rate / rates[0][1]:.2f} |" for name, rate in rates] + [""]
         cupy.get_default_memory_pool().free_all_blocks()
@@ -184,7 +247,7 @@ def accuracy(args):
     """A whole training by the program."""
     if not args.data:
         return ["## Accuracy\n", "Not measured: no --data."]
-    flags = ["--preset", "best", "--width", str(args.width), "--epochs", str(args.epochs)]
+    flags = ["--preset", "gpu", "--width", str(args.width), "--epochs", str(args.epochs)]
     flags += ["--device", args.device, "--precision", args.precision, "--data", str(args.data), "--out", str(args.out)]
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "train_cifar.py", *flags], cwd=ROOT, capture_output=True, text=True)
@@ -206,7 +269,7 @@ def main():
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=10, help="of measuring, for each engine")
     parser.add_argument("--data", type=Path, help="CIFAR-10, as train_cifar.py takes it")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--precision", default="bf16", help="of the training")
     parser.add_argument("--device", default="cuda", help="of the training")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-best")
@@ -227,7 +290,7 @@ def main():
     print(REPORT.read_text(encoding="utf-8"))
 
 
-PARTS = {"tests": tests, "steps": steps, "kernels": kernels, "accuracy": accuracy}
+PARTS = {"tests": tests, "steps": steps, "profile": profile, "kernels": kernels, "accuracy": accuracy}
 
 
 def machine():

@@ -11,6 +11,8 @@ then a matrix with one row per channel, and that matrix is a *view*, so every la
 An array in any other memory order gives the same values: the first two copy it where a view is impossible.
 """
 
+import threading
+
 from scratchnet.device import device_of, get_array_module, import_cupy, is_array, require_device
 
 
@@ -53,3 +55,52 @@ def to_device(thing, device):
         return thing
     convert = import_cupy().asarray if device == "cuda" else (lambda array: array.get())
     return convert(thing) if thing.flags.c_contiguous else as_images(convert(as_maps(thing)))
+
+
+# What a step draws ----------------------------------------------------------------------------------------------------
+
+_of_thread = threading.local()
+
+
+class drawing:  # noqa: N801 (it is called like a function)
+    """While this thread learns a step, or records it: takes down what `drawn` is asked for, or hands out arrays for it.
+
+    Args:
+        arrays: to hand out, in order, each of which then finds its numbers before every replay; None to draw as ever.
+
+    Attributes:
+        asked: (draw, shape, dtype) of each call, in order.
+    """
+
+    def __init__(self, arrays=None):
+        self.asked: list = []
+        self._arrays = None if arrays is None else iter(arrays)
+
+    def __enter__(self):
+        self._before, _of_thread.drawing = getattr(_of_thread, "drawing", None), self
+        return self
+
+    def __exit__(self, *_):
+        _of_thread.drawing = self._before
+
+    def give(self, draw, shape, dtype, device):
+        """What `drawn` returns."""
+        self.asked.append((draw, shape, dtype))
+        if self._arrays is None:
+            return to_device(draw(), device)
+        array = next(self._arrays, None)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            raise RuntimeError(f"something of shape {shape} is drawn, which was not when the step was learnt")
+        return array
+
+
+def drawn(draw, shape, dtype, device):
+    """What `draw()` makes on the host, on a device.
+
+    Args:
+        draw: makes a NumPy array, from a generator, say: another one in every step.
+        shape, dtype: of it.
+        device: `"cpu"` or `"cuda"`.
+    """
+    now = getattr(_of_thread, "drawing", None)
+    return now.give(draw, shape, dtype, device) if now else to_device(draw(), device)

@@ -26,11 +26,12 @@ class Kind(NamedTuple):
 
 def kind_of(x):
     """The `Kind` of an array."""
-    return Kind(device_of(x), _name_of(x.dtype))
+    return Kind(device_of(x), name_of(x.dtype))
 
 
 @functools.cache
-def _name_of(dtype):
+def name_of(dtype):
+    """The name of a dtype, made once."""
     return dtype.name  # NumPy makes the name anew each time, which takes longer than a small layer
 
 
@@ -178,8 +179,16 @@ class use_tf32:  # noqa: N801 (it is called like a function)
         _tf32 = self._before
 
 
+def tf32_enabled():
+    """What `use_tf32` says."""
+    return _tf32
+
+
 def product(a, b, tf32=None):
-    """a @ b on a GPU, of two matrices; `tf32` says how exactly, and is what `use_tf32` says where not given."""
+    """a @ b by CuPy, of two matrices; `tf32` says how exactly, and is what `use_tf32` says where not given.
+
+    `kernels.cuda.products` has the faster way, which needs none of CuPy's inside.
+    """
     cupy = get_array_module(a)
     linalg = cupy._core._routines_linalg  # CuPy's own switch is CUPY_TF32 in the environment, read once
     wanted = linalg.COMPUTE_TYPE_TF32 if (_tf32 if tf32 is None else tf32) else linalg.COMPUTE_TYPE_DEFAULT

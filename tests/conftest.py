@@ -100,6 +100,16 @@ def standin(monkeypatch):
 
 
 @pytest.fixture
+def gemm(standin, monkeypatch):
+    """The stand-in with nvmath-python beside it."""
+    from scratchnet.kernels.cuda import products
+
+    binding = standin.Binding()
+    monkeypatch.setattr(products, "_binding", lambda: binding)
+    return binding
+
+
+@pytest.fixture
 def case(request):
     """The `Case` of a test that runs for `each_row` of the conformance table."""
     from conformance import Case

@@ -355,7 +355,7 @@ def plain_function(name):
         for package in (layers, fused)
         for info in pkgutil.iter_modules(package.__path__)
     ]
-    files += [import_module(f"scratchnet.training.{name}") for name in ("optim", "augment")]
+    files += [import_module(f"scratchnet.{name}") for name in ("parameter", "training.optim", "training.augment")]
     found = [vars(file)[name] for file in files if getattr(vars(file).get(name), "__module__", None) == file.__name__]
     assert len(found) == 1, f"{len(found)} files of layers define {name}"
     return found[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_recorded
 from conformance import ROWS, close, each_row
 from device import TAKEN, held_in_bfloat16, held_to_the_cpu, on_the_host, train_on_a_few_shapes
 from strategies import in_layout
@@ -20,6 +21,8 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import to_device
 from scratchnet.kernels.cuda import launch as cuda_launch
+from scratchnet.kernels.cuda import rows
+from scratchnet.training.checkpoint import load
 from scratchnet.training.optim import SGD
 from scratchnet.training.trainer import train_step
 
@@ -68,6 +71,51 @@ def test_layers_compute_on_bfloat16(row):
 
 def test_the_program_stores_activations_in_bfloat16(tmp_path):
     assert train_on_a_few_shapes("--device", "cuda", "--precision", "bf16", "--out", str(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("form", ["float32", "tf32", "bfloat16"])
+def test_a_recorded_step_has_the_bits_of_the_eager_one(form):
+    with sn.use_tf32(form == "tf32"):
+        want = test_recorded.train(False, stored=form == "bfloat16")
+        assert not test_recorded.same_bits(test_recorded.train(True, stored=form == "bfloat16"), want)
+
+
+def test_recordings_follow_the_batch_and_the_network():
+    sizes = lambda step: 8 if step % 3 else 5  # noqa: E731
+    options = {"sizes": sizes, "between": test_recorded.unfreeze}
+    want = test_recorded.train(False, 16, **options)
+    assert not test_recorded.same_bits(test_recorded.train(True, 16, **options), want)
+
+
+def test_the_program_has_the_same_bits_recorded_and_not(tmp_path):
+    kept = []
+    for name, flags in {"recorded": [], "eager": ["--no-record"]}.items():
+        arguments = ["--device", "cuda", "--epochs", "3", "--ema", "0.9", "--out", str(tmp_path / name), *flags]
+        assert train_on_a_few_shapes(*arguments) == 0
+        kept.append(load(tmp_path / name / "last.npz")[0])
+    assert not test_recorded.same_bits(*kept)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_products_are_nvmaths(dtype):
+    import cupy
+
+    from scratchnet.kernels.cuda import products
+
+    assert products.why_eager() is None
+    rng = np.random.default_rng(2)
+    a, b = (cupy.asarray(rng.standard_normal(size).astype(np.float32)) for size in ((37, 70), (50, 70)))
+    want = a.get().astype(np.float64) @ b.get().T
+    if dtype == "bfloat16":
+        a, b = rows.narrow(a), rows.narrow(b)
+    else:
+        a, b = a.astype(dtype), b.astype(dtype)
+    wide = "float64" if dtype == "float64" else "float32"
+    total = cupy.ones((37, 50), wide)
+    products.product(a, b.T, out=total)
+    atol = 0.2 if dtype == "bfloat16" else 1e-4
+    np.testing.assert_allclose(total.get(), want + 1, rtol=0, atol=atol)
+    np.testing.assert_allclose(products.product(a, b.T, dtype=wide).get(), want, rtol=0, atol=atol)
 
 
 def test_tf32_is_float32_to_ten_bits():

@@ -10,6 +10,7 @@ from scratchnet.device import kind_of
 from scratchnet.layers.activation import ReLU6
 from scratchnet.layers.conv import Conv2d
 from scratchnet.layers.norm import BatchNorm2d
+from scratchnet.parameter import add_gradients
 from scratchnet.windows import output_size
 
 
@@ -84,10 +85,8 @@ class FusedStep(OneShotCache):
         with located(self.names[-1]):
             backward, cache = self.take_cache(dy)
         dx, *gradients = self.differentiate(backward, dy, cache)
-        for k, (conv, norm) in enumerate(self.stages):
-            parameters = conv.weight, norm.weight, norm.bias
-            for parameter, gradient in zip(parameters, gradients[3 * k : 3 * k + 3], strict=True):
-                parameter.grad += gradient
+        parameters = [p for conv, norm in self.stages for p in (conv.weight, norm.weight, norm.bias)]
+        add_gradients(parameters, gradients[: len(parameters)])
         return dx
 
     def compute(self, forward, x):

@@ -114,6 +114,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
                              _cuda(cuda.depthwise, takes=_one_filter)),
     "grouped":              (_products("dense", _few_terms), _numpy(cpu.dense, _one_group), _cuda(cuda.dense)),
     "global_avg_pool2d":    (_loops("activation"),      _numpy(cpu.pool),                   _cuda(cuda.pool)),
+    "linear":               (                                                      _cuda(cuda.dense, dtypes=REAL),),
     "cross_entropy":        (                                                               _cuda(cuda.loss),),
     # fused/
     "conv_norm_relu6":      (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
@@ -125,6 +126,8 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "clipped_product":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "shift_and_clip":       (                                                               _cuda(cuda.activation),),
+    # parameter.py
+    "add_to_all":           (                                                      _cuda(cuda.optimizer, dtypes=REAL),),
     # training/
     "sgd_update":           (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
     "adam_update":          (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),

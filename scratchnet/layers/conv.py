@@ -32,6 +32,7 @@ from scratchnet.device import get_array_module, kind_of
 from scratchnet.layers.blocks import block_diagonal, diagonal_blocks
 from scratchnet.layers.init import fan_out_normal
 from scratchnet.module import Module, Parameter
+from scratchnet.parameter import add_gradients
 from scratchnet.windows import add_col2im, copy_im2col, is_count, output_size, pair, require_room, taps
 
 
@@ -257,9 +258,7 @@ class Conv2d(Module):
     def backward(self, dy):
         """Return dx (N, C, H, W); add dweight and dbias."""
         dx, dweight, dbias = conv2d_backward(dy, self.take_cache(dy))
-        self.weight.grad += dweight
-        if self.bias:
-            self.bias.grad += dbias
+        add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 
     def extra_repr(self):  # noqa: D102

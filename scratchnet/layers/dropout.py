@@ -11,7 +11,7 @@ Srivastava et al. 2014, §4 and §10.
 import numpy as np
 
 from scratchnet import kernels
-from scratchnet.array import as_images, as_matrix, to_device
+from scratchnet.array import as_images, as_matrix, drawn
 from scratchnet.device import device_of
 from scratchnet.module import Module
 from scratchnet.parallel import ranks
@@ -55,8 +55,12 @@ class Dropout(Module):
             self.save_cache(None, x)
             return x
         first, total = ranks.place(len(x))
-        keep = (self.rng.random((total, *x.shape[1:])) >= self.p)[first : first + len(x)]
-        keep = to_device(keep, device_of(x))
+        shape = x.shape  # of the function below, which outlives x where a step is recorded
+
+        def draw():
+            return (self.rng.random((total, *shape[1:])) >= self.p)[first : first + shape[0]]
+
+        keep = drawn(draw, shape, bool, device_of(x))
         y, cache = dropout_forward(x, keep, self.p)
         self.save_cache(cache, y)
         return y

@@ -12,8 +12,10 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, as_matrix
+from scratchnet.device import kind_of
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
+from scratchnet.parameter import add_gradients
 from scratchnet.windows import is_count
 
 
@@ -62,21 +64,20 @@ class Linear(Module):
     def forward(self, x):
         """Compute y (N, out_features)."""
         self.require(x, "N", self.weight.data.shape[1])
-        y, cache = linear_forward(x, self.weight.data, self.bias.data if self.bias else None)
+        y, cache = self.pair(kind_of(x)).forward(x, self.weight.data, self.bias.data if self.bias else None)
         self.save_cache(cache, y)
         return y
 
     def backward(self, dy):
         """Return dx (N, in_features); add dweight and dbias."""
-        dx, dweight, dbias = linear_backward(dy, self.take_cache(dy))
-        self.weight.grad += dweight
-        if self.bias:
-            self.bias.grad += dbias
+        cache = self.take_cache(dy)
+        dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache)  # all versions keep the same
+        add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 
     def pair(self, kind):
         """(LIN.1) to (LIN.4)."""
-        return kernels.Pair(linear_forward, linear_backward)
+        return kernels.choose(kernels.Pair(linear_forward, linear_backward), kind)
 
     def extra_repr(self):  # noqa: D102
         outs, ins = self.weight.data.shape

@@ -47,6 +47,7 @@ from scratchnet.device import kind_of
 from scratchnet.module import Module, Parameter
 from scratchnet.parallel import ranks
 from scratchnet.parallel.ranks import moments_to_track, pooled_moments, pooled_sums
+from scratchnet.parameter import add_gradients
 from scratchnet.windows import is_count
 
 
@@ -182,8 +183,7 @@ class BatchNorm2d(Module):
         """Return dx; add dweight and dbias."""
         backward, cache = self.take_cache(dy)
         dx, dweight, dbias = backward(dy, cache)
-        self.weight.grad += dweight
-        self.bias.grad += dbias
+        add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 
     def track(self, mean, var, count):

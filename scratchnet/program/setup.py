@@ -104,7 +104,7 @@ def make_parts(args, data, device, make_model):
         "schedule": make_schedule(args, total=args.epochs * len(train)), "train": train, "epochs": args.epochs,
         "validation": make_test_batches(args, validation, device), "device": device,
         "average": WeightAverage(model, args.ema) if args.ema else None, "config": make_config(args, data),
-        "generator": rng, "checkpoint_every": args.checkpoint_every,
+        "generator": rng, "checkpoint_every": args.checkpoint_every, "recorded": args.record,
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
         return np.divide(self.confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
-def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
+def evaluate(model, criterion, batches, device="cpu", flip=False, forward=None) -> Evaluation:
     """Evaluate all batches in eval mode; the network and all in it are left in the modes in which they were.
 
     All ranks call it together: each sees its share of every batch, and what comes out is of all pictures, on each rank.
@@ -36,6 +36,7 @@ def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
         batches: `Batches`, of which epoch 0 is taken.
         device: where the model is.
         flip: whether the logits are the mean of those for the picture and for its mirror image.
+        forward: computes (logits,) of x instead of the model itself: a `Recorded` of it.
     """
     modes = [(module, module.training, module.saves) for _, module in model.named_modules()]
     model.eval()
@@ -46,9 +47,10 @@ def evaluate(model, criterion, batches, device="cpu", flip=False) -> Evaluation:
                 continue
             x, labels = to_device(x, device), to_device(labels, device)
             with ranks.alone():  # no picture depends on another: nothing to exchange but the sums, at the end
-                logits = model(x)
+                logits = forward(x)[0] if forward else model(x)
                 if flip:
-                    logits = 0.5 * (logits + model(mirror(x)))
+                    other = mirror(x)
+                    logits = 0.5 * (logits + (forward(other)[0] if forward else model(other)))
                 value = criterion(logits, labels)
             loss.add(value, len(labels))
             classes = logits.shape[1]

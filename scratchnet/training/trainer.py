@@ -27,6 +27,7 @@ from scratchnet.training.evaluation import evaluate
 from scratchnet.training.guard import bad_parameter, first_bad_layer
 from scratchnet.training.metrics import Average
 from scratchnet.training.record import Record, require_state
+from scratchnet.training.recorded import Recorded, RecordedStep
 from scratchnet.training.signals import Interrupted, waiting_signals
 
 SYNC_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: on a GPU each one waits for the step to end
@@ -66,6 +67,7 @@ class Trainer:
         device: "cpu" or "cuda", where the model is.
         average: a `WeightAverage` of the model, which is then what is validated; or None.
         checkpoint_every: steps between two checkpoints; there is one at the end of every epoch in any case.
+        recorded: on a GPU, whether steps are recorded and replayed (`recorded.py`).
 
     Attributes:
         record: the rows so far, which epoch is the best, and the files.
@@ -73,12 +75,16 @@ class Trainer:
 
     def __init__(
         self, model, criterion, optimizer, schedule, train, validation,
-        *, epochs, out, config, generator, console, device="cpu", average=None, checkpoint_every=None,
+        *, epochs, out, config, generator, console, device="cpu", average=None, checkpoint_every=None, recorded=True,
     ):  # fmt: skip
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.train, self.validation = train, validation
         self.epochs, self.out, self.config, self.generator = epochs, Path(out), config, generator
         self.console, self.device, self.average, self.checkpoint_every = console, device, average, checkpoint_every
+        recorded = recorded and device == "cuda" and ranks.size == 1
+        self._half_step = RecordedStep(model, criterion) if recorded else None
+        self._logits = Recorded(lambda x: (model(x),), model) if recorded else None
+        self._said_why_not = False
         self.record = Record(self.out, str(config.get("title", "")), console.say)
         self.epoch = self.batch = 0
         self._signals: list[int] = []
@@ -145,7 +151,11 @@ class Trainer:
                 xp = get_array_module(x)
                 x, labels = xp.zeros((2, *x.shape[1:]), x.dtype), xp.zeros(2, labels.dtype)
             self._given = x, labels
-            loss, logits = train_step(self.model, self.criterion, self.optimizer, x, labels)
+            if self._half_step:
+                loss, logits = self._half_step(x, labels)
+                self.optimizer.step()
+            else:
+                loss, logits = train_step(self.model, self.criterion, self.optimizer, x, labels)
         return loss, (logits.argmax(axis=1) == labels)[:own].sum()
 
     def _on_all_ranks(self, right=0, count=0):
@@ -156,6 +166,9 @@ class Trainer:
         return right, count, next((kind for kind, times in zip(kinds, came, strict=True) if times), 0)
 
     def _look(self, bar):
+        if self._half_step and self._half_step.why_not and not self._said_why_not:
+            self.console.say(f"steps are not recorded, each kernel is launched from Python: {self._half_step.why_not}")
+            self._said_why_not = True
         self._require_finite(self.loss.value, "the loss")
         bar.set_postfix_str(
             f"loss {self.loss.value:.4f}, accuracy {self.accuracy.value:.4f}, lr {self.optimizer.lr:.4g}, "
@@ -169,7 +182,7 @@ class Trainer:
         before = self._state()  # is finite: after validation one would not know what is not
         batches = self.console.follow(self.validation, "validation")
         with self.average.in_place() if self.average else nullcontext():  # the plain loss, as in the test
-            val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device)
+            val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device, forward=self._logits)
         self._require_finite(val_loss, "the validation loss")
         self.record.require_best(*before)
         row = {

@@ -51,7 +51,7 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
     from scratchnet.training.trainer import train_step
 
     counts = Counts(Counter(), Counter())
-    for cached in (launch._module, launch._function):  # those of modules that compute
+    for cached in (launch._module, launch._function, launch._prepared):  # those of modules that compute
         cached.cache_clear()
     _replace(monkeypatch, counts)
     rng = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
                 warnings.simplefilter("ignore")
                 train_step(model, CrossEntropyLoss(0.1), optimizer, x, labels)
     finally:
-        for cached in (launch._module, launch._function):
+        for cached in (launch._module, launch._function, launch._prepared):
             cached.cache_clear()
     counts.launches["CuPy's own"] = standin.counts["launch"] - sum(counts.launches.values())
     return counts

@@ -16,7 +16,7 @@ way. To look from here would be to wait for the device, in forward and, for (FUS
 bfloat16 both products by (FUSE.8)-(FUSE.11) have to come in float32 besides: `expansion_gradient` is where they belong.
 """
 
-from scratchnet.device import get_array_module, product
+from scratchnet.device import get_array_module
 from scratchnet.kernels.cuda.depthwise import geometry_of, sliding
 from scratchnet.kernels.cuda.launch import launch, sum_dtype
 from scratchnet.kernels.cuda.norm import (
@@ -28,7 +28,8 @@ from scratchnet.kernels.cuda.norm import (
     statistics,
     sums_of_all,
 )
-from scratchnet.kernels.cuda.rows import row_sums_of, stored_like, widened
+from scratchnet.kernels.cuda.products import product
+from scratchnet.kernels.cuda.rows import row_sums_of, stored_like
 
 
 def front_forward(x, weight1, gamma1, beta1, eps1, weight2, gamma2, beta2, eps2, stride, padding, dilation):
@@ -76,4 +77,4 @@ def expansion_gradient(g, rows, matrix, z1, first, sums1):
     """dX and dW of the expansion and its batch norm, from g (FRONT.3), which is used up."""
     (mean, inv_std, gamma, beta), (dgamma, dbeta) = first, sums1
     dz = rows_gradient(g, z1, mean, inv_std, gamma, beta, dgamma, dbeta, clip=False, out=g)  # (BN.7)
-    return product(matrix.T, dz), widened(product(dz, rows.T))  # (FRONT.6), (FRONT.5) with X for X - x̄
+    return product(matrix.T, dz), product(dz, rows.T, dtype=sum_dtype(dz))  # (FRONT.6), (FRONT.5) with X for X - x̄

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchnet.device import get_array_module
+from scratchnet.device import get_array_module, name_of
 
 THREADS = 256  # a block's
 BLOCKS = 2048  # at most, of a whole grid: enough for every GPU of today, and loops stride over what is left
@@ -139,14 +139,50 @@ def launch(name, template, grid, *args, threads=None, dtype=None):
         TypeError: another number of arguments, an array where a number belongs or the reverse, a wrong dtype.
         ValueError: an array that is not C-contiguous or not aligned, a number that does not fit.
     """
-    dtype = dtype or args[0].dtype.name
-    kernel = declared()[name]
-    if len(args) != len(kernel.arguments):
-        raise TypeError(f"{name}: takes {len(kernel.arguments)} arguments, got {len(args)}")
-    word = template[0] * BYTES[dtype] if kernel.template[:1] == ("V",) else 1
     xp = get_array_module(args[0])
-    checked = [_checked(name, p, p.of(dtype), arg, word, xp) for p, arg in zip(kernel.arguments, args, strict=True)]
-    _function(xp, name, dtype, tuple(template))(grid, (threads or THREADS,), tuple(checked))
+    prepared = _prepared(xp, name, dtype or name_of(args[0].dtype), template)
+    if len(args) != len(prepared.parameters):
+        raise TypeError(f"{name}: takes {len(prepared.parameters)} arguments, got {len(args)}")
+    ndarray, values = xp.ndarray, []
+    for (parameter, kind, word, make, least, most), arg in zip(prepared.parameters, args, strict=True):
+        # What is right passes here, in as few steps as Python allows; `_checked` says of the rest what is wrong.
+        if make is None:
+            right = (
+                isinstance(arg, ndarray)
+                and name_of(arg.dtype) == kind
+                and arg.flags.c_contiguous
+                and (word == 1 or not arg.data.ptr % word)
+            )
+        else:
+            right = type(arg) in _NUMBERS and (least is None or least <= arg < most)
+        if not right:
+            arg = _checked(name, parameter, kind, arg, word, xp)
+        values.append(arg if make is None else make(arg))
+    prepared.function()(grid, (threads or THREADS,), tuple(values))
+
+
+_NUMBERS = {int, float, bool}
+
+
+class _Prepared(NamedTuple):
+    """What is the same at every launch: the function, once it is compiled, and what to hold each argument to."""
+
+    function: Any
+    parameters: tuple
+
+
+@functools.cache
+def _prepared(xp, name, dtype, template):
+    """For each argument (itself, dtype's name, alignment in bytes, type of a number or None, its range or None)."""
+    kernel = declared()[name]
+    word = template[0] * BYTES[dtype] if kernel.template[:1] == ("V",) else 1
+    parameters = []
+    for parameter in kernel.arguments:
+        kind = parameter.of(dtype)
+        make = None if parameter.pointer else np.dtype(kind).type
+        limits = (-(1 << 31), 1 << 31) if kind == "int32" and make else (None, None)
+        parameters.append((parameter, kind, word if parameter.dtype == "T" else 1, make, *limits))
+    return _Prepared(functools.cache(lambda: _function(xp, name, dtype, template)), tuple(parameters))
 
 
 def _checked(name, parameter, dtype, arg: Any, word, xp):

@@ -4,10 +4,12 @@
 """
 
 from scratchnet.array import as_images, as_matrix
-from scratchnet.device import get_array_module, product
+from scratchnet.device import get_array_module
 from scratchnet.kernels.cuda.activation import shift_and_clip
+from scratchnet.kernels.cuda.launch import sum_dtype
 from scratchnet.kernels.cuda.norm import norm_gradient, normalise, row_statistics
-from scratchnet.kernels.cuda.rows import stored_like, widened
+from scratchnet.kernels.cuda.products import product
+from scratchnet.kernels.cuda.rows import stored_like
 
 
 def pointwise_forward(x, weight, stride):
@@ -20,7 +22,7 @@ def pointwise_forward(x, weight, stride):
 def pointwise_backward(dy, x, weight, stride):
     """(CONV.5) to (CONV.7); dweight leaves in float32."""
     seen, grad = x[:, :: stride[0], :: stride[1]], dy.reshape(len(dy), -1)
-    dweight = widened(product(grad, seen.reshape(len(x), -1).T)).reshape(weight.shape)
+    dweight = product(grad, seen.reshape(len(x), -1).T, dtype=sum_dtype(x)).reshape(weight.shape)
     dseen = product(stored_like(_matrix(weight), x).T, grad).reshape(seen.shape)
     if stride == (1, 1):
         return dseen, dweight
@@ -51,7 +53,7 @@ def conv_norm_relu6_backward(dy, cache):
     h, dgamma, dbeta = norm_gradient(as_matrix(dy), z, mean, inv_std, gamma, beta, count, clip=True)  # (DWF.3)-(DWF.5)
     a = (gamma * inv_std)[:, None]
     dx = product(stored_like(a * matrix, h).T, h)
-    dweight = a * widened(product(h, rows.T))
+    dweight = a * product(h, rows.T, dtype=sum_dtype(h))
     return as_images(dx, dy), dweight.reshape(*matrix.shape, 1, 1), dgamma, dbeta
 
 
