@@ -48,31 +48,28 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
     geometry = geometry_of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
     z = empty((len(x), *geometry.out_size, x.shape[3]), x.dtype)
     centred, y = z.reshape(len(x), -1), empty((len(x), z[0].size), x.dtype)
-    mean, var, inv_std = np.empty((3, len(x), 1), x.dtype)
-    own, m = mean, centred.shape[1]
+    own_mean, own_var, inv_std = np.empty((3, len(x), 1), x.dtype)
+    m = centred.shape[1]
 
     def moments(c):
         convolve(z[c], x[c], weight[c], geometry)
         rows = centred[c]
-        mean[c, 0] = row_sums(rows) / rows.shape[1]
-        rows -= mean[c]
-        var[c, 0] = np.vecdot(rows, rows) / rows.shape[1]
+        own_mean[c, 0] = row_sums(rows) / m
+        rows -= own_mean[c]
+        own_var[c, 0] = np.vecdot(rows, rows) / m
         return rows
 
-    def pool():
-        nonlocal mean, var, m
-        mean, var, m = pooled_moments(mean, var, m)
-
-    def scale(c, rows):
+    def scale(c, rows, pooled):
+        mean, var, _ = pooled
         inv_std[c] = 1 / (var[c] + eps) ** 0.5  # (DWF.1)
-        if mean is not own:
-            rows += own[c] - mean[c]
+        if mean is not own_mean:
+            rows += own_mean[c] - mean[c]
         out = np.multiply(rows, gamma[c, None] * inv_std[c], out=y[c])
         out += beta[c, None]
         np.clip(out, 0, 6, out=out)  # (DWF.2)
 
-    in_two(moments, pool, scale, slabs(x, PASSES))
-    cache = x, weight, centred, y, gamma, inv_std, m, (stride, padding, dilation)
+    mean, var, count = in_two(moments, lambda: pooled_moments(own_mean, own_var, m), scale, slabs(x, PASSES))
+    cache = x, weight, centred, y, gamma, inv_std, count, (stride, padding, dilation)
     return y.reshape(z.shape), mean[:, 0], var[:, 0], cache
 
 
@@ -92,12 +89,8 @@ def depthwise_norm_relu6_backward(dy, cache):
         dgamma[c] = np.vecdot(h, centred[c]) * inv_std[c, 0]  # (DWF.4)
         return h
 
-    def pool():
-        nonlocal sums
-        sums = pooled_sums(sums)
-
-    def gradient(c, h):
-        all_dgamma, all_dbeta = sums[:, c, None]
+    def gradient(c, h, pooled):
+        all_dgamma, all_dbeta = pooled[:, c, None]
         part = np.multiply(centred[c], inv_std[c] * (all_dgamma / -m), out=empty(h.shape, x.dtype))
         part += all_dbeta / -m
         h += part  # (DWF.5)
@@ -105,7 +98,7 @@ def depthwise_norm_relu6_backward(dy, cache):
         convolve_back(dx[c], maps, scaled[c], geometry)
         dweight[c] = weight_gradient(maps, x[c], weight[c], geometry)
 
-    in_two(products, pool, gradient, slabs(x, PASSES))
+    in_two(products, lambda: pooled_sums(sums), gradient, slabs(x, PASSES))
     dweight *= scale[:, :, None, None]  # (DWF.6)
     return dx, dweight, dgamma, dbeta
 

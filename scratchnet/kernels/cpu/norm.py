@@ -20,28 +20,24 @@ def batch_norm_forward(x, weight, bias, eps):
     """Five passes: sum, centre, sum of squares, scale, shift."""
     rows = as_matrix(x)
     y, m = empty(rows.shape, rows.dtype), rows.shape[1]
-    mean, var, inv_std = np.empty((3, len(rows), 1), rows.dtype)
-    own = mean
+    own_mean, own_var, inv_std = np.empty((3, len(rows), 1), rows.dtype)
 
     def moments(c):
-        mean[c, 0] = row_sums(rows[c]) / rows.shape[1]  # (BN.1)
-        out = np.subtract(rows[c], mean[c], out=y[c])
-        var[c, 0] = np.vecdot(out, out) / rows.shape[1]  # (BN.2)
+        own_mean[c, 0] = row_sums(rows[c]) / m  # (BN.1)
+        out = np.subtract(rows[c], own_mean[c], out=y[c])
+        own_var[c, 0] = np.vecdot(out, out) / m  # (BN.2)
         return out
 
-    def pool():
-        nonlocal mean, var, m
-        mean, var, m = pooled_moments(mean, var, m)
-
-    def scale(c, out):
+    def scale(c, out, pooled):
+        mean, var, _ = pooled
         inv_std[c] = 1 / (var[c] + eps) ** 0.5
-        if mean is not own:
-            out += own[c] - mean[c]
+        if mean is not own_mean:
+            out += own_mean[c] - mean[c]
         out *= weight[c, None] * inv_std[c]  # (BN.3), (BN.4)
         out += bias[c, None]
 
-    in_two(moments, pool, scale, slabs(rows, 5))
-    return as_images(y, x), mean[:, 0], var[:, 0], (x, mean, inv_std, weight, m)
+    mean, var, count = in_two(moments, lambda: pooled_moments(own_mean, own_var, m), scale, slabs(rows, 5))
+    return as_images(y, x), mean[:, 0], var[:, 0], (x, mean, inv_std, weight, count)
 
 
 def batch_norm_backward(dy, cache):
@@ -58,28 +54,29 @@ def batch_norm_backward(dy, cache):
         dweight[c] = np.vecdot(grad[c], out) * inv_std[c, 0]  # (BN.6)
         return out
 
-    def pool():
-        nonlocal sums
-        sums = pooled_sums(sums)
-
-    def gradient(c, out):
-        all_dweight, all_dbias = sums[:, c, None]
+    def gradient(c, out, pooled):
+        all_dweight, all_dbias = pooled[:, c, None]
         out *= -a[c] * inv_std[c] * (all_dweight / m)  # (BN.7)
         out += -a[c] * (all_dbias / m)
         out += np.multiply(grad[c], a[c], out=empty(out.shape, out.dtype))
 
-    in_two(products, pool, gradient, slabs(grad, 7))
+    in_two(products, lambda: pooled_sums(sums), gradient, slabs(grad, 7))
     return as_images(dx, dy), dweight, dbias
 
 
 def in_two(first, pool, second, items):
-    """For each item `second(item, first(item))`; over several ranks all of the first come first, and then `pool()`."""
+    """For each item `second(item, first(item), pooled)`, and `pooled`: what `pool()` gives, of all ranks.
+
+    For one rank that is the very arrays which `first` writes, an item at a time. Over several all of the first come first.
+    """
     if ranks.size == 1:
-        parallel(lambda item: second(item, first(item)), items)
-        return
+        pooled = pool()
+        parallel(lambda item: second(item, first(item), pooled), items)
+        return pooled
     found = parallel(first, items)
-    pool()
-    parallel(lambda pair: second(*pair), zip(items, found, strict=True))
+    pooled = pool()
+    parallel(lambda pair: second(*pair, pooled), zip(items, found, strict=True))
+    return pooled
 
 
 def row_sums(rows):
