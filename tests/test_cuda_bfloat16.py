@@ -164,7 +164,7 @@ def test_the_front_of_a_block(rng, order, n, stride, wide):
     np.testing.assert_allclose(parts[:, 0, 1], want_parts[:, 0, 1], rtol=1e-5, atol=1e-4)
     g, dweight, products = np.zeros(wide_shape, np.uint16), np.empty((2, 2, 9), "f4"), np.empty((2, 2, 2), "f4")
     want_g, want_dweight, want_products = (np.zeros(a.shape, np.float32) for a in (g, dweight, products))
-    given_ = *per_channel[4:], *sums, *per_channel[:4], weight
+    given_ = *per_channel[4:], *sums, *per_channel[:4], np.array([0, 1], np.int32), weight
     launch("front_backward", template, 2, dy2, z2, z1, *given_, g, dweight, products, *sizes, order=order)
     arrays = read(dy2), read(z2), read(z1), *given_, want_g, want_dweight, want_products
     launch("front_backward", (1, stride), 2, *arrays, *sizes, dtype="float32")

@@ -299,16 +299,99 @@ def test_the_front_of_a_block(run, rng, size, n, channels, stride, rows, wide):
     want_g = want_dy1.reshape(y1.shape) * ((y1 > 0) & (y1 < 6))
     g, dweight, products = run.empty(*z1.shape), run.empty(channels, run.blocks, 9), run.empty(channels, run.blocks, 2)
     sums = dgamma2.astype(run.dtype), dbeta2.astype(run.dtype)
-    arrays = dy2, z2, z1, *second, *sums, *first, weight, g, dweight, products
+    alike = rng.integers(0, 2, channels).astype(np.int32)
+    arrays = dy2, z2, z1, *second, *sums, *first, alike, weight, g, dweight, products
     run("front_backward", (v, stride), channels, *arrays, *ints)
     steep = 10 * max(1, (gamma2 * inv_std2).max())
-    close(g.reshape(y1.shape), want_g, rtol, 3 * steep)
+    factors = np.where(alike, 1, gamma1 * inv_std1.astype(np.float64))[:, None]
+    close(g.reshape(y1.shape) / factors, want_g, rtol, 3 * steep)
     close(run.sums(dweight).reshape(weight.shape), want_dweight, rtol, 6 * steep * z2[0].size)
     dgamma1, dbeta1 = run.empty(2, channels)
     run("combine_products", (), channels, products, inv_std1, dgamma1, dbeta1, run.blocks, blocks=1)
     close(dbeta1, want_g.sum(axis=1), rtol, 3 * steep * y1.shape[1])
     ahead = (wide_rows - mean1[:, None].astype(np.float64)) * inv_std1[:, None]
     close(dgamma1, (want_g * ahead).sum(axis=1), rtol, 9 * steep * y1.shape[1])
+
+
+def expansion(rng, run, wide, channels, m):
+    """x (C, M), W (E, C); of two rows in three the statistics follow from x with all digits, of the third with none."""
+    x = rng.standard_normal((channels, m)) + rng.uniform(-1, 1, (channels, 1))
+    x[-1] = x[0] + 1e-6 * rng.standard_normal(m)
+    weight = rng.standard_normal((wide, channels))
+    weight[2::3] = 0
+    weight[2::3, 0], weight[2::3, -1] = 1, -1
+    return x.astype(run.dtype), weight.astype(run.dtype)
+
+
+EXPANSIONS = st.integers(1, 9), st.sampled_from([2, 3, 5, 33, 40]), st.integers(60, 150), st.booleans()
+
+
+@given(launchers, rngs(), *EXPANSIONS)
+def test_statistics_of_an_expansion(run, rng, wide, channels, m, words):
+    """Each row's mean and variance, from x where it is safe, else from z, which is something else here to tell them apart."""
+    x, weight = expansion(rng, run, wide, channels, m)
+    z = (3 + rng.standard_normal((wide, m))).astype(run.dtype)
+    parts, second = run.empty(channels, run.blocks, 3), x @ x.T
+    run("row_moments", (1,), channels, x, parts, m)
+    (mixed, mean_x), (mean, var, inv_std) = (run.empty(wide, channels), run.empty(channels)), run.empty(3, wide)
+    alike, eps, v = np.full(wide, 7, np.int32), 1e-20, word(run.dtype, m, words)
+    arrays = weight, second, parts, z, mixed, mean_x, mean, var, inv_std, alike
+    run("covariance_moments", (v,), wide, *arrays, eps, 1e-3, m, channels, run.blocks, blocks=1)
+    x, weight, rtol = x.astype(np.float64), weight.astype(np.float64), RTOL[run.dtype]
+    close(mean_x, x.mean(axis=1), rtol, 1)
+    close(mixed, weight @ x @ x.T / m, rtol, 2 * channels)
+    made = weight @ x
+    made[2::3] = z[2::3]
+    most = abs(weight) @ np.sqrt((x**2).mean(axis=1))
+    want = (weight @ x).var(axis=1) + eps < 1e-3 / channels * most**2
+    assert want[2::3].all()
+    near = abs((weight @ x).var(axis=1) * channels / most**2 - 1e-3) < 1e-4
+    np.testing.assert_array_equal(alike[~near], want[~near])
+    made[alike > 0] = z[alike > 0]
+    close(mean, made.mean(axis=1), rtol, 3 * channels)
+    close(var, made.var(axis=1), rtol, 9 * channels**2)
+    close(inv_std, 1 / np.sqrt(var.astype(np.float64) + eps), rtol)
+
+
+@given(launchers, rngs(), *EXPANSIONS)
+def test_gradients_of_an_expansion(run, rng, wide, channels, m, words):
+    """dW and dX from g are those from dZ, which is made of alike rows alone; mean and sums are of more ranks than this."""
+    x, weight = expansion(rng, run, wide, channels, m)
+    z, g = weight @ x, rng.standard_normal((wide, m)).astype(run.dtype)
+    inv_std, gamma, dgamma, dbeta, shifted = rng.uniform(0.5, 2, (5, wide)).astype(run.dtype)
+    dgamma, dbeta, mean_x, own_mean = m * dgamma, m * dbeta, x.mean(axis=1), z.mean(axis=1)
+    mean, alike = own_mean + shifted, rng.integers(0, 2, wide).astype(np.int32)
+    dz = g - (dbeta / m)[:, None] - (z - mean[:, None]) * (inv_std * dgamma / m)[:, None].astype(np.float64)
+    dz *= (gamma * inv_std)[:, None]
+
+    joined, mixed = run.empty(wide + channels + 2, m), weight @ (x @ x.T / m)
+    joined[:wide] = g * np.where(alike, 1, gamma * inv_std)[:, None]
+    saved, v = (mean, inv_std, gamma, dgamma, dbeta), word(run.dtype, m, words)
+    arrays = z, x, alike, *saved, joined[:wide], joined[wide:]
+    run("alike_gradient", (v,), len(joined), *arrays, m, wide, channels)
+    np.testing.assert_array_equal(joined[wide:-2], x)
+    assert (joined[-2:] == 1).all()
+    size, rtol = 30 * channels, 4 * RTOL[run.dtype]
+    close(joined[:wide][alike > 0], dz[alike > 0], rtol, size)
+    np.testing.assert_array_equal(joined[:wide][alike == 0], (g * (gamma * inv_std)[:, None])[alike == 0])
+    factor, dweight = run.empty(len(joined), channels), run.empty(wide, channels)
+    arrays = weight, mixed, mean_x, alike, own_mean, *saved, factor, dweight
+    run("front_factor", (), channels, *arrays, m, wide, channels, False, blocks=1)
+    close(dweight + joined[:wide] @ x.T, dz @ x.T, rtol, size * m)
+    close(factor.T @ joined, weight.T.astype(np.float64) @ dz, rtol, size * wide * channels)
+    if run.dtype == "float32":
+        held_to_be_coarse(run, factor, arrays, m, wide, channels)
+
+
+def held_to_be_coarse(run, exact, arrays, m, wide, channels):
+    """For TF32: numbers that it does not round, of which a column's on the whole is that of x̄ · mix as it was before."""
+    factor, (_, _, mean_x, *_) = run.empty(*exact.shape), arrays
+    run("front_factor", (), channels, *arrays[:-2], factor, arrays[-1], m, wide, channels, True, blocks=1)
+    behind = factor[wide:-1]
+    np.testing.assert_array_equal(behind.view(np.uint32) << 16, np.zeros_like(behind, np.uint32))
+    close(behind, exact[wide:-1], 2.0**-7, np.abs(exact[wide:]).max())
+    of_all = [mean_x @ each[wide:-2].astype(np.float64) + each[-2:].sum(axis=0) for each in (factor, exact)]
+    close(*of_all, RTOL["float32"], 4 * np.abs(exact[wide:]).max() * max(1, np.abs(mean_x).sum()))
 
 
 @given(launchers, rngs(), geometries(), st.sampled_from([1, 3, 33]), st.integers(1, 3))
@@ -418,6 +501,8 @@ NORM, CLIPPED = (test_batch_norm, (3, 70, False, 0.0)), (test_batch_norm_with_re
 CONVOLVED, ROWS = (test_depthwise_of_any_window, (DEPTHWISE, 33, 2)), (test_rectifiers_and_rows, (3, 72, True))
 SLID, HALF = ((test_depthwise_of_3x3, ((7, 5), 36, 2, s, (1, 2), 3, True)) for s in (1, 2))
 FRONT, PARTS = (test_the_front_of_a_block, ((7, 5), 36, 2, 1, 3, True)), (test_sums_over_parts, (2, 150, 9))
+MEASURED = test_statistics_of_an_expansion, (5, 40, 72, True)
+EXPANDED = test_gradients_of_an_expansion, (5, 40, 72, True)
 COPIED = test_im2col_and_back, (DEPTHWISE, 33, 2)
 LOSS, SGD = (test_cross_entropy, (70, 5, 0.1, False)), (test_sgd, (150, 0.9, True, 0.3))
 ADAM, TRACK = (test_adam, (150, 2, 0.3)), (test_running_statistics, (70, 0.1, 3))
@@ -467,9 +552,36 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("depthwise", " - through_mean - through_var", " - through_var", FRONT),
     ("depthwise", "through_clip<true>(v[k], z[k], m2", "through_clip<false>(v[k], z[k], m2", FRONT),
     ("depthwise", "through_clip<true>(v[k], z[k], m1", "through_clip<false>(v[k], z[k], m1", FRONT),
-    ("depthwise", "pair[1] += kept[k] * (z[k] - m1)", "pair[1] += kept[k] * z[k]", FRONT),
+    ("depthwise", "pair[1] += g * (z[k] - m1)", "pair[1] += g * z[k]", FRONT),
+    ("depthwise", "factor = alike[c] ? A(1) : scale1", "factor = scale1", FRONT),
     ("depthwise", "sums[k] *= scale2;", "sums[k] *= 1;", FRONT),
     ("depthwise", "taps[k] = scale2 * weight", "taps[k] = weight", FRONT),
+    ("front", "(parts[3 * i] * parts[3 * i + 1])", "parts[3 * i + 1]", MEASURED),
+    ("front", "own[i / blocks]", "own[i % blocks]", MEASURED),
+    ("front", "second[d * channels + c];", "second[d * channels + d];", MEASURED),
+    ("front", " - mean[e] * mean[e];", ";", MEASURED),
+    ("front", "least / channels * sums[2] * sums[2]", "least / channels * sums[2]", MEASURED),
+    ("front", "fabs(A(own[c]))", "A(own[c])", MEASURED),
+    ("front", "+ eps >= least", ">= least", (test_statistics_of_an_expansion, (5, 2, 72, True))),
+    ("front", "if (few_digits[0]) {", "if (!few_digits[0]) {", MEASURED),
+    ("front", "  __syncthreads();\n  if (few_digits[0])", "  if (few_digits[0])", MEASURED),
+    ("front", "var[e] = all.squares / all.count;", "", MEASURED),
+    ("front", "for (int c = e; c < channels; c += gridDim.y)", "for (int c = e; c < channels; c += channels)", MEASURED),
+    ("front", "alike[e] ? A(0) : gamma[e] * inv_std[e] * inv_std[e]", "gamma[e] * inv_std[e] * inv_std[e]", EXPANDED),
+    ("front", "alike[e] ? A(0) : gamma[e] * inv_std[e] * dbeta", "gamma[e] * inv_std[e] * dbeta", EXPANDED),
+    ("front", "through_mean - through_var(e) * mean[e]", "through_mean", EXPANDED),
+    ("front", "(own_mean[e] - mean[e])", "own_mean[e]", EXPANDED),
+    ("front", "dweight[i] = -m *", "dweight[i] = -", EXPANDED),
+    ("front", "    of_warps[warp][lane] = sum;\n    __syncthreads();", "    of_warps[warp][lane] = sum;", EXPANDED),
+    ("front", "    __syncthreads();  // before the next columns are written to of_warps\n", "", EXPANDED),
+    ("front", "int k = 1; k < warps; ++k", "int k = 2; k < warps; ++k", EXPANDED),
+    ("front", "shift[0] += mix * mean_x[d];", "shift[0] += sum * mean_x[d];", EXPANDED),
+    ("front", "T(-mix)", "T(mix)", EXPANDED),
+    ("front", "T(shift[0] - most)", "T(0)", EXPANDED),
+    ("front", "coarse ? A(float(bfloat16(float(x)))) : A(T(x))", "A(T(x))", EXPANDED),
+    ("norm", "} else if (alike[c]) {", "} else {", EXPANDED),
+    ("norm", "c < wide + channels ? pack", "c <= wide + channels ? pack", EXPANDED),
+    ("norm", "T(scale * (sum_t<T>(p.v[k]) - through_mean", "T(scale * (sum_t<T>(p.v[k])", EXPANDED),
     ("dense", ": T(0);", ": in[0];", COPIED),
     ("dense", "q = right / sw;", "q = right / sw + 1;", COPIED),
     ("loss", "+ smoothing / classes", "", LOSS),

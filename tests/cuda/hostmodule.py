@@ -63,16 +63,16 @@ class HostKernel:
         widths = (ctypes.c_int * 64)()
         count = getattr(library, f"widths_{_symbol(name)}")(widths)
         self._widths = list(widths[:count])
-        self._waits = None  # whether its threads wait for each other: the first launch tells
+        self._waits = False  # whether its threads wait for each other, in any launch so far
 
     def __call__(self, grid, block, args, order=0):
         if len(args) != len(self._widths):
             raise HostKernelError(f"{self.name}: takes {len(self._widths)} arguments, got {len(args)}")
         size = (ctypes.c_uint * 3)(*(*grid, 1)[:2], *block)
-        error = self._run(args, size, order, bool(self._waits))
-        if self._waits is None:
-            self._waits = error == "a thread waits for others"
-            error = self._run(args, size, order, True) if self._waits else error
+        error = self._run(args, size, order, self._waits)
+        if error == "a thread waits for others":
+            self._waits = True
+            error = self._run(args, size, order, True)
         if error:
             raise HostKernelError(f"{self.name}: {error}")
 

@@ -8,6 +8,7 @@ what must cross to memory or back. What neighbours read again is not in it, on t
 """
 
 import argparse
+import ctypes
 import sys
 import warnings
 from collections import Counter
@@ -18,6 +19,9 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import standin  # noqa: E402
+
+
+OF_ALIKE = {"covariance_moments": ("z",), "alike_gradient": ("z", "g")}  # what a kernel reads of such channels alone
 
 
 class Counts(NamedTuple):
@@ -46,12 +50,13 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
     from scratchnet import CrossEntropyLoss
     from scratchnet.array import as_images
     from scratchnet.device import bfloat16_dtype
-    from scratchnet.kernels.cuda import launch
+    from scratchnet.kernels.cuda import launch, products
     from scratchnet.training.optim import SGD
     from scratchnet.training.trainer import train_step
 
     counts = Counts(Counter(), Counter())
-    for cached in (launch._module, launch._function, launch._prepared):  # those of modules that compute
+    caches = launch._module, launch._function, launch._prepared, products._binding
+    for cached in caches:  # those of modules that compute
         cached.cache_clear()
     _replace(monkeypatch, counts)
     rng = np.random.default_rng(0)
@@ -68,7 +73,7 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
                 warnings.simplefilter("ignore")
                 train_step(model, CrossEntropyLoss(0.1), optimizer, x, labels)
     finally:
-        for cached in (launch._module, launch._function, launch._prepared):
+        for cached in caches:
             cached.cache_clear()
     counts.launches["CuPy's own"] = standin.counts["launch"] - sum(counts.launches.values())
     return counts
@@ -76,23 +81,35 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
 
 def _replace(monkeypatch, counts):
     """Let the stand-in's kernels and products count only."""
+    from scratchnet.kernels.cuda.launch import declared
 
     class Module:
         def __init__(self, *_):
             pass
 
-        def get_function(self, name):
-            return lambda grid, block, values: counts.add(name[: name.index("<")], *values)
+        def get_function(self, expression):
+            name = expression[: expression.index("<")]
+            named = [argument.name for argument in declared()[name].arguments]
 
-    def product(a, b):
-        standin.counts["launch"] += 1
-        left, right = a._array, b._array
-        out = np.empty((*left.shape[:-1], *right.shape[1:]), left.dtype)
-        counts.add("product", left, right, out)
-        return standin.ndarray(out)
+            def call(grid, block, values):
+                read = dict(zip(named, values, strict=True))
+                counts.add(name, *(value for key, value in read.items() if key not in OF_ALIKE.get(name, ())))
+
+            return call
+
+    class Binding(standin.Binding):
+        def gemm_ex(
+            self, handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc, compute, algo
+        ):  # fmt: skip
+            size, real = {0: 4, 1: 8, 14: 2}, ctypes.c_double if compute == 70 else ctypes.c_float
+            written = m * n * size[ctype]
+            standin.counts["launch"] += 1
+            counts.launches["product"] += 1
+            counts.moved["product"] += m * k * size[atype] + k * n * size[btype] + written
+            counts.moved["product"] += written * (real.from_address(beta).value != 0)
 
     monkeypatch.setattr(standin, "HostModule", Module)
-    monkeypatch.setattr(standin.ndarray, "__matmul__", product)
+    monkeypatch.setitem(sys.modules, "nvmath.bindings.cublas", Binding())
 
 
 def as_table(before, after):

@@ -133,6 +133,17 @@ template <class A> struct Tally {
   }
 };
 
+// This thread's share of row blockIdx.y of x (C, m).
+template <class T, int V> __device__ Moments<sum_t<T>> share_of_row(const T* x, int m) {
+  Tally<sum_t<T>> tally;
+  const T* row = x + row_start(m);
+  for (int i = first_in_row(); i < m / V; i += row_stride()) {
+    const Pack<T, V> in = pack<T, V>(row, i);
+    for (int k = 0; k < V; ++k) tally.add(sum_t<T>(in.v[k]));
+  }
+  return tally.moments();
+}
+
 // The moments of all of a block's threads, in thread 0; once in a kernel, since nothing waits behind it. Only lane 0 ends
 // with all of a warp's: a lane that has none above it adds itself, which nobody reads.
 template <class A> __device__ Moments<A> moments_of_block(Moments<A> own) {

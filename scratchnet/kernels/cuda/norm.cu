@@ -3,13 +3,7 @@
 
 // Parts (C, blocks, 3): count, mean and squares of each share of a row.
 template <class T, int V> __global__ void row_moments(const T* x, sum_t<T>* parts, int m) {
-  Tally<sum_t<T>> tally;
-  const T* row = x + row_start(m);
-  for (int i = first_in_row(); i < m / V; i += row_stride()) {
-    const Pack<T, V> in = pack<T, V>(row, i);
-    for (int k = 0; k < V; ++k) tally.add(sum_t<T>(in.v[k]));
-  }
-  write_moments(tally.moments(), parts);
+  write_moments(share_of_row<T, V>(x, m), parts);
 }
 
 template <class T, int V, bool CLIP>
@@ -66,6 +60,32 @@ __global__ void norm_gradient(const T* dy, const T* x, const sum_t<T>* mean, con
       out.v[k] = T(CLIP ? h : scale * h);
     }
     pack<T, V>(dx + row_start(m), i) = out;
+  }
+}
+
+// The gradient of rows that are alike goes through (BN.7), in place. The grid's rows beyond `wide` are those of `behind`:
+// copies of the rows of x, then ones.
+template <class T, int V>
+__global__ void alike_gradient(const T* z, const T* x, const int* alike, const sum_t<T>* mean, const sum_t<T>* inv_std,
+                               const sum_t<T>* weight, const sum_t<T>* dweight, const sum_t<T>* dbias, T* g, T* behind,
+                               int m, int wide, int channels) {
+  const int c = blockIdx.y;
+  if (c >= wide) {
+    const long long start = (long long)(c - wide) * m;
+    Pack<T, V> ones;
+    for (int k = 0; k < V; ++k) ones.v[k] = T(1);
+    for (int i = first_in_row(); i < m / V; i += row_stride())
+      pack<T, V>(behind + start, i) = c < wide + channels ? pack<T, V>(x + start, i) : ones;
+  } else if (alike[c]) {
+    const sum_t<T> m_c = mean[c], scale = weight[c] * inv_std[c];
+    const sum_t<T> through_mean = dbias[c] / m, through_var = inv_std[c] * dweight[c] / m;
+    for (int i = first_in_row(); i < m / V; i += row_stride()) {
+      const Pack<T, V> in = pack<T, V>(z + row_start(m), i);
+      Pack<T, V> p = pack<T, V>(g + row_start(m), i);
+      for (int k = 0; k < V; ++k)
+        p.v[k] = T(scale * (sum_t<T>(p.v[k]) - through_mean - through_var * (sum_t<T>(in.v[k]) - m_c)));
+      pack<T, V>(g + row_start(m), i) = p;
+    }
   }
 }
 

@@ -66,6 +66,11 @@ def statistics(parts, eps, count):
     """
     mean, var, inv_std = (get_array_module(parts).empty(len(parts), parts.dtype) for _ in range(3))
     combine("combine_moments", parts, mean, var, inv_std, eps, parts.shape[1])
+    return statistics_of_all(mean, var, inv_std, eps, count)
+
+
+def statistics_of_all(mean, var, inv_std, eps, count):
+    """`statistics`, from those of this rank."""
     own = mean
     mean, var, count = pooled_moments(mean, var, count)
     return mean, var, inv_std if mean is own else 1 / (var + eps) ** 0.5, count
@@ -73,11 +78,16 @@ def statistics(parts, eps, count):
 
 def row_statistics(rows, eps):
     """`statistics` of the rows (C, M)."""
+    return statistics(row_moments(rows), eps, rows.shape[1])
+
+
+def row_moments(rows):
+    """Parts (C, blocks, 3) of the rows (C, M)."""
     v = vector(rows.shape[1], rows)
     grid = reducing(rows.shape[1] // v, len(rows))
     parts = get_array_module(rows).empty((len(rows), grid[0], 3), sum_dtype(rows))
     launch("row_moments", (v,), grid, rows, parts, rows.shape[1])
-    return statistics(parts, eps, rows.shape[1])
+    return parts
 
 
 def normalise(rows, mean, inv_std, weight, bias, clip):
