@@ -23,9 +23,9 @@ Backward, from dy₂, with z₁ and y₁ made again by (FRONT.1) and (FRONT.2): 
     every rank's X, and leaves the sum of their dW as it is: so x̄ is the mean over all ranks, as μ₁ and v₁ are.
 
 Where no cache keeps a channel for so long, as on a GPU, z₁ is stored as well, and what is made of a number alone is made
-where the number is read: y₁ by (FRONT.2), and the gradient (DWF.5) behind the convolution. (FUSE.3) would give μ₁ and v₁
-without Z₁, and (FUSE.8)-(FUSE.11) both products without dZ₁. A plan puts this in the place of the six layers (`FrontStep`)
-where a kernel computes it.
+where the number is read: y₁ by (FRONT.2), and the gradient (DWF.5) behind the convolution. (FUSE.3) gives μ₁ and v₁
+without another look at Z₁, and (FUSE.8)-(FUSE.11) both products without dZ₁. A plan puts this in the place of the six
+layers (`FrontStep`) where a kernel computes it.
 """
 
 from scratchnet import kernels

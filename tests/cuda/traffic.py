@@ -20,7 +20,6 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import standin  # noqa: E402
 
-
 OF_ALIKE = {"covariance_moments": ("z",), "alike_gradient": ("z", "g")}  # what a kernel reads of such channels alone
 
 

@@ -14,16 +14,16 @@ Forward, z₁ = W x being stored anyway, X need not be centred. From Σ x and X 
     μ₁ = W x̄,    v₁ = diag(W (X Xᵀ / M) Wᵀ) - μ₁²                                          (FUSE.3)
 of z₁ as it is before it is rounded to bfloat16 (W is rounded first), or before TF32 rounds both factors.
 
-Backward, a₁ g (FRONT.3) being what is stored, with t = β's dβ/M and τ = s₁ dγ/M of all ranks,
+Backward, a₁ g (FRONT.3) being what is stored, with t = dβ₁/M and τ = s₁ dγ₁/M of all ranks,
     dW = (a₁ g) Xᵀ - a₁ M (τ W X Xᵀ/M + (t - τ μ₁) x̄ᵀ)                                     (FUSE.10)
     dX = Wᵀ (a₁ g) - mix X + shift,    mix = Wᵀ (a₁ τ W),    shift = mix x̄ - Wᵀ a₁ (t + τ (W x̄ - μ₁))    (FUSE.11)
 where W x̄ is this rank's mean of z₁, and μ₁ that of all ranks. The first is a product added to what stands behind the minus;
 the second is one product, since x and two rows of ones are put behind a₁ g: so dX is rounded once.
 
-Where channels of x are alike, the difference v₁ has few digits left (`cpu.pointwise`), and so has all that is divided by it.
+Where channels of x are alike, the difference v₁ has few digits left (`cpu.pointwise`), and so has what is divided by it.
 To look from here whether it has would be to wait for the device. So the device looks, for each channel of z₁ by itself: v₁
 and eps are held to the most that the root of v₁ + μ₁² could be. For the channels that fail, kernels read z₁ for the
-statistics, and make dz₁ in the place of a₁ g, as for batch norm alone; the others' blocks have nothing to do.
+statistics, and make dz₁ in the place of g, as for batch norm alone; the others' blocks have nothing to do there.
 
 Where a product of factors in bfloat16 is rounded to it (without nvmath-python), that way is taken for all channels.
 """
@@ -90,7 +90,7 @@ def front_backward(dy, cache):
     dweight2 = row_sums_of(weights).reshape(weight2.shape)
     dgamma1, dbeta1 = products_of(products, first[1])  # (FRONT.4)
     sums1 = sums_of_all(dgamma1, dbeta1, z1.shape[1], count1)
-    dx, dweight1 = expansion_gradient(joined, *expansion, sums1)
+    dx, dweight1 = expansion_gradient(joined, sums1, *expansion)
     dx, dweight1 = dx.reshape(len(rows), *maps[1:]), dweight1.reshape(*matrix.shape, 1, 1)
     return dx, dweight1, dgamma1, dbeta1, dweight2, dgamma2, dbeta2
 
@@ -110,8 +110,8 @@ def expansion_statistics(z1, rows, matrix, eps):
     return statistics_of_all(mean, var, inv_std, eps, m), (mixed, mean_x, mean, alike)
 
 
-def expansion_gradient(joined, rows, matrix, z1, first, known, sums1):
-    """dX and dW of the expansion and its batch norm, from a₁ g, which is used up."""
+def expansion_gradient(joined, sums1, rows, matrix, z1, first, known):
+    """dX and dW of the expansion and its batch norm, from a₁ g, or g of rows that are alike; it is used up."""
     (mean, inv_std, gamma, _), (dgamma, dbeta), (wide, m) = first, sums1, z1.shape
     xp, (g, behind) = get_array_module(rows), (joined[:wide], joined[wide:])
     mixed, mean_x, own_mean, alike = known
@@ -121,8 +121,8 @@ def expansion_gradient(joined, rows, matrix, z1, first, known, sums1):
     if mixed is None:
         return product(matrix.T, g), product(g, rows.T, dtype=sum_dtype(g))  # (FRONT.6), (FRONT.5) with X for X - x̄
     factor, dweight = xp.empty((len(joined), len(rows)), z1.dtype), xp.empty(matrix.shape, mixed.dtype)
-    arrays = matrix, mixed, mean_x, alike, own_mean, *saved, factor, dweight
+    what = matrix, mixed, mean_x, alike, own_mean, *saved, factor, dweight
     coarse = tf32_enabled() and z1.dtype.name == "float32"
-    launch("front_factor", (), (1, len(rows)), *arrays, m, wide, len(rows), coarse, threads=WORKERS)
+    launch("front_factor", (), (1, len(rows)), *what, m, wide, len(rows), coarse, threads=WORKERS)
     dweight = product(g, rows.T, dtype=sum_dtype(g), out=dweight)  # (FUSE.10)
     return product(factor.T, joined), dweight  # (FUSE.11)
