@@ -6,7 +6,6 @@ recording forgets is seen in the numbers.
 
 import importlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,15 +16,16 @@ from runs import rows_of
 from strategies import in_layout
 
 import scratchnet as sn
+import train_cifar
 from models import MobileNetV2
 from scratchnet.array import to_device
 from scratchnet.kernels.cuda import products
-from scratchnet.parameter import add_gradients
 from scratchnet.training import recorded, trainer
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.checkpoint import load
+from scratchnet.training.evaluation import evaluate
 from scratchnet.training.optim import SGD
-from scratchnet.training.recorded import Recorded, RecordedStep
+from scratchnet.training.recorded import Recorded, RecordedForward, RecordedStep
 from scratchnet.training.trainer import train_step
 
 pytestmark = [
@@ -185,10 +185,10 @@ def test_arrays_that_an_optimizer_has_moved_are_recorded_anew(gemm):
 def test_evaluation_is_recorded(gemm, standin):
     model = network()
     model.eval()
-    forward = Recorded(lambda x: (model(x),), model)
+    forward = RecordedForward(model)
     for step in range(4):
         x, _ = given(step, False)
-        assert forward(x)[0].get().tobytes() == model(x).get().tobytes()
+        assert forward(x).get().tobytes() == model(x).get().tobytes()
     assert standin.counts["graph"] == 3
 
 
@@ -359,6 +359,25 @@ def test_the_program_has_the_same_bits_with_and_without(gemm, standin, tmp_path)
     assert not same_bits(kept["recorded"], kept["eager"])
     assert [row["val_loss"] for row in rows["recorded"]] == [row["val_loss"] for row in rows["eager"]]
     assert graphs["recorded"] > 4 and graphs["eager"] == 0
+    assert len({(tmp_path / name / "result.json").read_text() for name in kept}) == 1
+
+
+def test_the_test_and_a_checkpoints_are_recorded_and_say_the_same(gemm, standin, tmp_path, monkeypatch):
+    """The last evaluation of a run, with the recordings of its validations; and that of --eval, with its own."""
+    flags, graphs, found = ["--device", "cuda", "--flip-test"], [], []
+
+    def counted(*args):
+        standin.counts.clear()
+        found.append(evaluate(*args))
+        graphs.append(standin.counts["graph"])
+        return found[-1]
+
+    monkeypatch.setattr(train_cifar, "evaluate", counted)
+    assert train_on_a_few_shapes(*flags, "--epochs", "2", "--out", str(tmp_path)) == 0
+    best = ["--eval", str(tmp_path / "best.npz"), "--device", "cuda", "--flip-test", "--sample"]
+    assert train_cifar.main(best) == train_cifar.main([*best, "--no-record"]) == 0
+    assert graphs[0] >= graphs[1] > 0 == graphs[2]
+    assert found[0].loss == found[1].loss == found[2].loss
 
 
 def test_the_program_says_once_why_nothing_is_recorded(standin, tmp_path, capsys):
@@ -398,31 +417,6 @@ def test_the_benchmarks_tables(monkeypatch):
     assert gpu.step_table(times, 512)[3] == "| scratchnet, bfloat16, recorded | 7.35 | 69,660 | 2.00 | 1.0 |"
     lines = gpu.kernel_table([(0.5, 2, "short"), (2.0, 4, "long"), (0.0, 1, "host")])
     assert lines[0].startswith("2.50 ms in 6 kernels") and [line[:7] for line in lines[2:]] == ["| long ", "| short"]
-
-
-# Gradients --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_gradients_are_added_three_in_a_launch(standin, count):
-    rng = np.random.default_rng(0)
-    sizes = [(300, 2), (7,), (3, 1, 3, 3), (1,), (500,)][:count]
-    totals, terms = ([standin.asarray(rng.standard_normal(size)) for size in sizes] for _ in range(2))
-    want = [total.get() + term.get() for total, term in zip(totals, terms, strict=True)]
-    before = [term.get() for term in terms]
-    parameters = [SimpleNamespace(grad=total) for total in totals]
-    standin.counts.clear()
-    add_gradients([*parameters, None], [*terms, None])
-    assert +standin.counts == {"launch": -(-count // 3)}
-    for kept, total, expected in zip(parameters, totals, want, strict=True):
-        assert kept.grad is total and (total.get() == expected).all()
-    assert all((term.get() == value).all() for term, value in zip(terms, before, strict=True))
-
-
-def test_gradients_in_another_order_are_added_one_by_one(standin):
-    total, term = standin.asarray(np.ones((2, 3))), standin.asarray(np.arange(6.0).reshape(3, 2)).T
-    add_gradients([SimpleNamespace(grad=total)], [term])
-    assert (total.get() == 1 + np.arange(6).reshape(3, 2).T).all()
 
 
 # Products ---------------------------------------------------------------------------------------------------------------

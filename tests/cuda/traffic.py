@@ -30,6 +30,14 @@ class Counts(NamedTuple):
         self.launches[name] += 1
         self.moved[name] += sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
 
+    def add_table(self, name, dtype, table):
+        """Of a kernel that takes a table: the arrays in its rows, each as long as the row says."""
+        from scratchnet.kernels.cuda import launch
+
+        columns = [column for column in launch.declared()[name].arguments if column.pointer]
+        self.launches[name] += 1
+        self.moved[name] += sum(int(table["size"].sum()) * np.dtype(c.of(dtype)).itemsize for c in columns)
+
 
 def count(monkeypatch, width, batch, bfloat16, size=32):
     """The `Counts` of one step, the second: the first makes what stays.
@@ -75,24 +83,34 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
 
 
 def _replace(monkeypatch, counts):
-    """Let the stand-in's kernels and products count only."""
+    """Let the stand-in's kernels, and cuBLAS's products beside it, count only."""
+    from scratchnet.kernels.cuda import launch, products
 
     class Module:
         def __init__(self, *_):
             pass
 
         def get_function(self, name):
-            return lambda grid, block, values: counts.add(name[: name.index("<")], *values)
+            kernel, kind = name.rstrip(">").replace("<", ",").split(",")[:2]
+            dtype = {cpp: dtype for dtype, cpp in launch.CPP.items()}[kind]
 
-    def product(a, b):
-        standin.counts["launch"] += 1
-        left, right = a._array, b._array
-        out = np.empty((*left.shape[:-1], *right.shape[1:]), left.dtype)
-        counts.add("product", left, right, out)
-        return standin.ndarray(out)
+            def call(grid, block, values):
+                table = launch.declared()[kernel].rows
+                counts.add_table(kernel, dtype, *values) if table else counts.add(kernel, *values)
 
+            return call
+
+    class Binding(standin.Binding):
+        def gemm_ex(self, _, turn_a, turn_b, m, n, k, *rest):
+            standin.counts["launch"] += 1
+            counts.launches["product"] += 1
+            sizes = {0: 4, 1: 8, 14: 2}  # bytes, by cudaDataType_t
+            for count, kind in ((m * k, rest[2]), (k * n, rest[5]), (m * n, rest[9])):
+                counts.moved["product"] += count * sizes[kind]
+
+    binding = Binding()
     monkeypatch.setattr(standin, "HostModule", Module)
-    monkeypatch.setattr(standin.ndarray, "__matmul__", product)
+    monkeypatch.setattr(products, "_binding", lambda: binding)
 
 
 def as_table(before, after):
