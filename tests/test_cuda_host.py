@@ -448,6 +448,7 @@ LOSS, SGD = (test_cross_entropy, (70, 5, 0.1, False)), (test_sgd, (150, 0.9, Tru
 ADAM, TRACK = (test_adam, (150, 2, 0.3)), (test_running_statistics, (70, 0.1, 3))
 BATCH, POOLED = (test_take_batch, (4, 5, 7, 33)), (test_global_pooling, (2, 3, 70))
 
+MANY = test_sums_of_many, ([5, 40, 1],)
 FAULTS = [  # (file, what stands there, what is put there instead, which test with which arguments sees it)
     ("common", "  __syncthreads();\n  if (threadIdx.x == 0)\n    for", "  if (threadIdx.x == 0)\n    for", NORM),
     ("common", "  __syncthreads();  // before the next call writes to parts\n", "", PARTS),
