@@ -5,10 +5,15 @@ recording forgets is seen in the numbers.
 """
 
 import importlib
+import json
+import warnings
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import traffic
 from conformance import ROWS, each_row
 from device import (
     TAKEN,
@@ -28,6 +33,7 @@ import train_cifar
 from models import MobileNetV2
 from scratchnet.array import to_device
 from scratchnet.kernels.cuda import products
+from scratchnet.program.flags import parse
 from scratchnet.training import recorded, trainer
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.checkpoint import load
@@ -136,7 +142,7 @@ def test_launches_of_a_step_of_mobilenet(gemm, standin, capsys, stored):
         counted.append(+standin.counts)
     with capsys.disabled():
         print("\na step of MobileNetV2: eager", counted[0], "recorded", counted[1], "replayed", counted[2])
-    assert counted[0]["launch"] - 2 - 2 == counted[1]["recorded"] < 900  # a copy each of loss and logits; the optimizer
+    assert counted[0]["launch"] - 2 - 2 == counted[1]["recorded"] < 460  # a copy each of loss and logits; the optimizer
     assert counted[2] == {"graph": 1, "launch": 6}
     assert not any(counts["to host"] or counts["to device"] for counts in counted)
 
@@ -385,7 +391,7 @@ def test_the_test_and_a_checkpoints_are_recorded_and_say_the_same(gemm, standin,
     flags += ["--eval", str(tmp_path / "best.npz"), "--batch-size", "3"]
     assert on_a_few_shapes(*flags) == on_a_few_shapes(*flags, "--no-record") == 0
     assert min(graphs[:2]) > 0 == graphs[2]
-    assert found[0].loss == found[1].loss == found[2].loss
+    assert found[1].loss == found[2].loss == pytest.approx(found[0].loss, rel=1e-6)
 
 
 def test_the_program_says_once_why_nothing_is_recorded(standin, tmp_path, capsys):
@@ -425,6 +431,42 @@ def test_the_benchmarks_tables(monkeypatch):
     assert gpu.step_table(times, 512)[3] == "| scratchnet, bfloat16, recorded | 7.35 | 69,660 | 2.00 | 1.0 |"
     lines = gpu.kernel_table([(0.5, 2, "short"), (2.0, 4, "long"), (0.0, 1, "host")])
     assert lines[0].startswith("2.50 ms in 6 kernels") and [line[:7] for line in lines[2:]] == ["| long ", "| short"]
+
+
+def test_the_benchmark_runs_through(gemm, standin, monkeypatch, tmp_path):
+    """Every part of it but the peers' and the profiler's, with kernels that compute nothing."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    traffic._replace(monkeypatch, traffic.Counts(Counter(), Counter()))
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    monkeypatch.setitem(vars(standin), "get_default_memory_pool", lambda: pool)
+    monkeypatch.setattr(gpu, "cupy_ms", lambda cupy, step, seconds: [step(), step(), (2.0, 0.1)][2])
+    monkeypatch.setattr(gpu, "torch_ms", lambda *_: (4.0, 60.0))
+    monkeypatch.setattr(gpu, "machine", lambda: "a card.")
+    report, commands = tmp_path / "gpu.md", []
+    report.write_text(f"known\n{gpu.MARK}what was measured before")
+    monkeypatch.setattr(gpu, "REPORT", report)
+
+    def run(command, **_):
+        commands.append(command)
+        given = parse(command[2:], "") if "train_cifar.py" in command else None
+        if given:
+            result = {"test_accuracy": 0.9, "test_loss": 0.3, "best_epoch": 100, "data": {"name": "x", "sha256": "y"}}
+            (given.out / "result.json").write_text(json.dumps(result))
+            assert (given.preset, given.epochs, given.batch_size, given.precision) == ("gpu", 100, 512, "bf16")
+        return SimpleNamespace(returncode=0, stdout="416 passed", stderr="")
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    flags = ["--width", "0.1", "--batch", "8", "--data", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(gpu.sys, "argv", ["gpu.py", *flags, "--only", "tests", "steps", "kernels", "accuracy"])
+    with np.errstate(all="ignore"), warnings.catch_warnings():  # numbers that nobody computed
+        warnings.simplefilter("ignore")
+        gpu.main()
+    text = report.read_text()
+    assert text.startswith(f"known\n{gpu.MARK}") and "before" not in text and "Failed" not in text
+    assert "| scratchnet, bfloat16, recorded | 2.00 | 4,000 | 2.00 | 0.1 |" in text and "| float32 | GB/s" in text
+    assert "Test accuracy 0.9000" in text and len(commands) == 2
+    assert gpu.MARK in (Path(__file__).parents[1] / "docs" / "results" / "gpu.md").read_text(encoding="utf-8")
 
 
 # Products ---------------------------------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
     for cached in (launch._module, launch._function, launch._prepared):  # those of modules that compute
         cached.cache_clear()
     _replace(monkeypatch, counts)
+    for name, most in (("THREADS", 256), ("BLOCKS", 2048), ("REDUCING_BLOCKS", 1024)):  # tests have smaller grids
+        monkeypatch.setattr(launch, name, most)
     rng = np.random.default_rng(0)
     model = MobileNetV2(10, width, "cifar", dropout=0.0, rng=rng).to("cuda")
     optimizer = SGD(model.named_parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
