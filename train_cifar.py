@@ -36,6 +36,7 @@ from scratchnet.program.setup import (
 from scratchnet.training.atomic import write_json
 from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.evaluation import evaluate
+from scratchnet.training.recorded import RecordedForward
 from scratchnet.training.trainer import Trainer
 
 
@@ -114,7 +115,7 @@ def train(folder, args, parts, data, test, source, console):
     arrays, header = trainer.best_state()
     best = trainer.record.best["epoch"]
     trainer.model.load_state_dict(weights_of(arrays))
-    result = evaluate_test(trainer.model, args, test, trainer.device, console)
+    result = evaluate_test(trainer.model, trainer.forward, args, test, trainer.device, console)
 
     def close_folder():
         write_result(args, test, result, header, best, trainer.config, check)
@@ -142,7 +143,8 @@ def test_checkpoint(args, device, console):
     console.say(f"data        {len(test.labels):,} test pictures of {test.name}, {source}")
     if cifar10.fingerprint(trained) != config["data"]["sha256"]:
         console.say(f"            trained on other pictures that are named {name} too")
-    result = evaluate_test(model, args, test, device, console)
+    forward = RecordedForward(model) if args.record and ranks.size == 1 else model
+    result = evaluate_test(model, forward, args, test, device, console)
     picture = args.eval.with_suffix(".confusion.png")
     ranks.from_first(lambda: say_result(console, args, test, result, picture, config["title"]))
     return 0
@@ -248,10 +250,10 @@ def make_model(args, rng, width):
     return MobileNetV2(10, width, args.variant, args.dropout, **residual, rng=rng)
 
 
-def evaluate_test(model, args, test, device, console):
-    """The `Evaluation` of the test pictures."""
+def evaluate_test(model, forward, args, test, device, console):
+    """The `Evaluation` of the test pictures, whose logits `forward` computes: the model, or its `RecordedForward`."""
     batches = console.follow(make_test_batches(args, test, device), "test")
-    return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test)
+    return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test, forward)
 
 
 def weights_of(arrays):

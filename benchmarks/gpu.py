@@ -1,4 +1,4 @@
-"""All that is to be known of a machine with an NVIDIA GPU, in about ten minutes; writes docs/results/gpu.md as it goes.
+"""All that is to be known of a machine with an NVIDIA GPU, in about ten minutes; goes to the end of docs/results/gpu.md.
 
     python benchmarks/gpu.py [--data FOLDER] [--batch 512] [--width 1.0]   (extras `cuda13`, `bf16`, `bench`, `test`)
 
@@ -37,6 +37,7 @@ from scratchnet.training.trainer import train_step
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "results" / "gpu.md"
+MARK = "<!-- measured by benchmarks/gpu.py: what stands below is replaced by its next run -->\n"
 BLOCK = 10  # steps between two events
 PEER = "PyTorch compile (reduce-overhead), channels_last, AMP bfloat16"
 OURS = (("float32", False, False), ("TF32", True, False), ("bfloat16", False, True))  # name, TF32, bfloat16
@@ -279,15 +280,16 @@ def main():
         import_cupy()
     except sn.DeviceError as error:
         sys.exit(f"benchmarks/gpu.py: error: {error}")
-    text = [f"# On a GPU\n\n{machine()} `python benchmarks/gpu.py {' '.join(sys.argv[1:])}`\n"]
+    text = [f"# Measured\n\n{machine()} `python benchmarks/gpu.py {' '.join(sys.argv[1:])}`\n"]
     for part in args.only:
         try:
             text += [*PARTS[part](args), ""]
         except Exception as error:  # the other parts are worth having
             text += [f"## {part}\n\nFailed: {type(error).__name__}: {error}\n"]
-        REPORT.write_text("\n".join(text), encoding="utf-8")
+        known = REPORT.read_text(encoding="utf-8").partition(MARK)[0]
+        REPORT.write_text("\n".join([known + MARK, *text]), encoding="utf-8")
         print(f"{part} done", flush=True)
-    print(REPORT.read_text(encoding="utf-8"))
+    print("\n".join(text))
 
 
 PARTS = {"tests": tests, "steps": steps, "profile": profile, "kernels": kernels, "accuracy": accuracy}

@@ -66,6 +66,10 @@ class Module(OneShotCache):
         """
         yield prefix, self
 
+    def factors(self):
+        """The weights that are multiplied with activations as matrices, which rounds them where those are in bfloat16."""
+        return ()
+
     def facts(self):
         """What a plan depends on, beside the layer itself."""
         return self.training, self.saves

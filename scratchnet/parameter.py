@@ -1,7 +1,7 @@
 """Parameters: what training changes."""
 
-from scratchnet import kernels
-from scratchnet.device import device_of, kind_of, zeros_like
+from scratchnet import kernels, together
+from scratchnet.device import zeros_like
 
 
 class Parameter:
@@ -24,23 +24,21 @@ class Parameter:
         return f"Parameter(shape={self.data.shape}, dtype={self.data.dtype})"
 
 
-def add_to_all(totals, terms):
-    """Add to each array its term, in place."""
-    for total, term in zip(totals, terms, strict=True):
+def add_to_all(rows):
+    """Add to each array its term, in place: rows of (array, term)."""
+    for total, term in rows:
         total += term
 
 
 def add_gradients(parameters, gradients):
-    """Add to each parameter's gradient what a backward has found: on a GPU a launch for three of them.
+    """Add to each parameter's gradient what a backward has found; on a GPU those of a whole chain together (together.py).
 
     Args:
         parameters: some of a layer's, or of a step's; None where there is none, such as a bias.
         gradients: as many arrays; None beside None.
     """
-    totals = [parameter.grad for parameter in parameters if parameter is not None]
-    terms = [gradient for gradient in gradients if gradient is not None]
-    on_gpu = device_of(terms[0]) == "cuda"  # on a CPU a choice takes longer than most of these sums
-    (kernels.choose(ADD, kind_of(terms[0])).forward if on_gpu else add_to_all)(totals, terms)
+    pairs = zip(parameters, gradients, strict=True)
+    together.do(ADD, [(parameter.grad, gradient) for parameter, gradient in pairs if parameter is not None])
 
 
 ADD = kernels.Pair(add_to_all)

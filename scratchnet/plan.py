@@ -6,7 +6,9 @@ replaces such neighbours by one step, chosen from the table FUSIONS, and leaves 
 walks the steps in order, backward in reverse: that is the chain rule.
 """
 
-from scratchnet import device, kernels
+from contextlib import nullcontext
+
+from scratchnet import device, kernels, together
 from scratchnet.cache import located
 from scratchnet.fused.block import BlockStep
 from scratchnet.fused.dense import DenseStep
@@ -39,6 +41,7 @@ class LayerStep:
 
     def __init__(self, name, layer):
         self.names, self.layers = (name,), (layer,)
+        self._way = nullcontext if _is_ours(layer) else together.at_once
 
     def pair(self, kind):
         """The pair that computes the layer; None where it does not say."""
@@ -50,12 +53,12 @@ class LayerStep:
 
     def forward(self, x):
         """The layer's own forward."""
-        with located(self.names[0]):
+        with located(self.names[0]), self._way():
             return self.layers[0].forward(x)
 
     def backward(self, dy):
         """The layer's own backward."""
-        with located(self.names[0]):
+        with located(self.names[0]), self._way():
             return self.layers[0].backward(dy)
 
 
@@ -130,6 +133,7 @@ class Plan:
 
     def __init__(self, chain, kind, fuse=True):
         self.kind = kind
+        self._rounded: dict = {}  # from a forward to its backward
         self.steps: list = []
         chain, forks = list(chain), []
         refuse_twice(chain)
@@ -152,14 +156,17 @@ class Plan:
 
     def forward(self, x):
         """y of the whole chain."""
-        with computing():
+        layers = [layer for step in self.steps for layer in step.layers if _is_ours(layer)]
+        self._rounded = together.rounded(self.kind, layers)
+        with computing(), together.walking(self.kind, self._rounded):
             for step in self.steps:
                 x = step.forward(x)
         return x
 
     def backward(self, dy):
         """dx of the whole chain, from dy: the chain rule, from the last step to the first."""
-        with computing():
+        rounded, self._rounded = self._rounded, {}
+        with computing(), together.walking(self.kind, rounded):
             for step in reversed(self.steps):
                 dy = step.backward(dy)
         return dy
@@ -171,6 +178,11 @@ class Plan:
                 *(row for step in self.steps for row in step_rows(step, self.kind)),
             ]
         )
+
+
+def _is_ours(layer):
+    """Whether a layer is the library's: one of someone else's may change its weights, or look at its gradients."""
+    return type(layer).__module__.startswith("scratchnet.")
 
 
 def plan(model, fuse=True):

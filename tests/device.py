@@ -58,17 +58,21 @@ def step_on_the_device(module, x, dy):
     return on_the_host(arrays | module.state_dict())
 
 
-def train_on_a_few_shapes(*arguments):
-    """The program's exit code, after an epoch of three steps on 18 drawn pictures."""
+def on_a_few_shapes(*arguments):
+    """The program's exit code, where drawn pictures are 20 to train and validate with, 6 for the test."""
 
     def few(seed):
         counts = zip(draw_shapes(seed=seed), (20, 6), strict=True)
         return tuple(part._replace(images=part.images[:n], labels=part.labels[:n]) for part, n in counts)
 
-    flags = ["--sample", "--width", "0.1", "--epochs", "1", "--lr", "1e-3", "--batch-size", "6"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cifar, "draw_shapes", few)
-        return train_cifar.main([*flags, *arguments])
+        return train_cifar.main([*arguments, "--sample"])
+
+
+def train_on_a_few_shapes(*arguments):
+    """The program's exit code, after an epoch of three steps on 18 drawn pictures."""
+    return on_a_few_shapes("--width", "0.1", "--epochs", "1", "--lr", "1e-3", "--batch-size", "6", *arguments)
 
 
 def held_to_the_cpu(case, dtype, fast, ulps):

@@ -29,6 +29,8 @@ import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
 from scratchnet.array import to_device
+from scratchnet.device import is_bfloat16
+from scratchnet.kernels.cuda import front, many, pointwise
 from scratchnet.kernels.cuda import launch as cuda_launch
 from scratchnet.layers.conv import depthwise_backward, depthwise_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward
@@ -221,16 +223,75 @@ def steps(standin, steps, stored=True):
 
 
 def test_training(standin, capsys):
-    """Losses close to float32's: gradients of a network this narrow, at its first weights, need more than 8 bits."""
-    losses, state, counts = steps(standin, 3)
-    assert losses == pytest.approx(steps(standin, 3, stored=False)[0], rel=0.05)
+    """The forward is close to float32's. What 53 layers of few channels make of its rounding in backward says nothing."""
+    losses, state, counts = steps(standin, 2)
+    assert losses[0] == pytest.approx(steps(standin, 1, stored=False)[0][0], rel=0.02)
     assert all(value.dtype == np.float32 for name, value in state.items() if "num_batches" not in name)
-    again = steps(standin, 3)
+    again = steps(standin, 2)
     assert again[0] == losses and all(again[1][name].tobytes() == state[name].tobytes() for name in state)
     with capsys.disabled():
         print("\na training step of MobileNetV2 in bfloat16:", counts)
-    assert counts["to device"] == 2 and counts["launch"] < 1100
+    assert counts["to device"] == 2 and counts["launch"] < 520
     assert counts.get("to host", 0) == counts.get("copy", 0) == counts.get("batched", 0) == 0
+
+
+def trained(seed, stored):
+    """Losses of five steps of a block between a stem and a classifier, and how far each parameter has moved."""
+    rng, norm = np.random.default_rng(seed), sn.BatchNorm2d
+
+    def conv(*sizes, **options):
+        return sn.Conv2d(*sizes, bias=False, rng=rng, **options)
+
+    inside = sn.Residual(conv(4, 8, 1), norm(8), sn.ReLU6(), conv(8, 8, 3, padding=1, groups=8), norm(8), sn.ReLU6(),
+                         conv(8, 4, 1), norm(4))  # fmt: skip
+    stem = conv(3, 4, 3, stride=2, padding=1), norm(4), sn.ReLU6()
+    model = sn.Sequential(*stem, inside, sn.GlobalAvgPool2d(), sn.Flatten(), sn.Linear(4, 5, rng=rng)).to("cuda")
+    criterion, optimizer = sn.CrossEntropyLoss(0.1), SGD(model.named_parameters(), lr=0.05, momentum=0.9)
+    before = np.concatenate([p.data.get().ravel() for p in model.parameters()])
+    losses = []
+    for _ in range(5):
+        x, labels = halved(rng.standard_normal((16, 3, 8, 8)).astype(np.float32)), rng.integers(0, 5, 16)
+        x = x if stored else in_layout(x.astype(np.float32), "channel-major")
+        losses.append(train_step(model, criterion, optimizer, to_device(x, "cuda"), to_device(labels, "cuda"))[0])
+    after = np.concatenate([p.data.get().ravel() for p in model.parameters()])
+    return np.array([float(loss) for loss in losses]), after - before
+
+
+def differences(seeds=range(9)):
+    """Of the losses and of the ways, relative to float32's: the medians over seeds, which one bad draw does not move."""
+    both = [(trained(seed, False), trained(seed, True)) for seed in seeds]
+    losses = [np.abs(a - b).max() / a.mean() for (a, _), (b, _) in both]
+    ways = [np.linalg.norm(a - b) / np.linalg.norm(a) for (_, a), (_, b) in both]
+    return np.median(losses), np.median(ways)
+
+
+def test_training_goes_the_way_of_float32(standin):
+    """Measured 0.0007 and 0.055: twice as much is the limit."""
+    losses, ways = differences()
+    assert losses < 0.0014 and ways < 0.11
+
+
+def turned(patch):
+    original = many.in_bfloat16
+    patch.setattr(many, "in_bfloat16", lambda w: None if (y := original(w)) is None else y[::-1].copy())
+
+
+def half_forgotten(patch):
+    """Where activations are in bfloat16, the gradients of 1×1 convolutions are halved."""
+    original = pointwise.product
+
+    def product(a, b, **options):
+        y = original(a, b, **options)
+        return 0.5 * y if options and is_bfloat16(a) else y
+
+    patch.setattr(pointwise, "product", product)
+    patch.setattr(front, "product", product)
+
+
+@pytest.mark.parametrize("fault", [turned, half_forgotten], ids=lambda fault: fault.__name__)
+def test_a_wrong_way_is_noticed(standin, monkeypatch, fault):
+    fault(monkeypatch)
+    assert differences(range(5))[1] > 0.11
 
 
 def test_the_program(standin, tmp_path):

@@ -46,6 +46,17 @@ class Launcher:
         function = module.get_function(cuda_launch.expression(name, self.dtype, *template))
         function((blocks or self.blocks, channels), (self.threads,), values, order=self.order)
 
+    def table(self, name, rows):
+        """A kernel that takes a table, of NumPy arrays and numbers."""
+        kernel, table = cuda_launch.declared()[name], np.zeros(1, cuda_launch.layout(name, self.dtype))
+        for column, args in zip(kernel.arguments, zip(*rows, strict=True), strict=True):
+            table[column.name][0, : len(rows)] = [arg.ctypes.data if column.pointer else arg for arg in args]
+        module = HostModule(
+            cuda_launch.text(kernel.source), cuda_launch.OPTIONS, cuda_launch.instantiations(kernel.source, self.dtype)
+        )
+        function = module.get_function(cuda_launch.expression(name, self.dtype))
+        function((self.blocks, len(rows)), (self.threads,), (table[0],), order=self.order)
+
     def empty(self, *shape):
         return np.full(shape, np.nan, self.dtype)
 
@@ -462,10 +473,24 @@ def test_running_statistics(run, rng, channels, momentum, count):
     want = running_mean.copy(), running_var.copy(), counter.copy()
     track_statistics(*want, mean, var, momentum, count)
     numbers = momentum, count / (count - 1)
-    run("track_statistics", (), 1, running_mean, running_var, counter, mean, var, *numbers, channels)
+    run.table("track_all", [(running_mean, running_var, counter, mean, var, *numbers, channels)])
     close(running_mean, want[0], RTOL[run.dtype])
     close(running_var, want[1], RTOL[run.dtype])
     assert counter == want[2] == 8
+
+
+@given(launchers, rngs(), st.lists(st.integers(1, 80), min_size=1, max_size=5))
+def test_sums_of_many(run, rng, sizes):
+    """Each array lies between others, which nobody writes."""
+    memory, terms = rng.standard_normal((2, sum(sizes) + len(sizes))).astype(run.dtype)
+    want, rows, start = memory.copy(), [], 0
+    for size in sizes:
+        place = slice(start, start + size)
+        want[place] += terms[place]
+        rows.append((memory[place], terms[place], size))
+        start += size + 1
+    run.table("add_to_all", rows)
+    assert (memory == want).all()
 
 
 @given(launchers, rngs(), st.integers(1, 9), st.integers(2, 9), st.integers(2, 9), st.integers(1, 40))
@@ -507,6 +532,7 @@ LOSS, SGD = (test_cross_entropy, (70, 5, 0.1, False)), (test_sgd, (150, 0.9, Tru
 ADAM, TRACK = (test_adam, (150, 2, 0.3)), (test_running_statistics, (70, 0.1, 3))
 BATCH, POOLED = (test_take_batch, (4, 5, 7, 33)), (test_global_pooling, (2, 3, 70))
 
+MANY = test_sums_of_many, ([5, 40, 1],)
 FAULTS = [  # (file, what stands there, what is put there instead, which test with which arguments sees it)
     ("common", "  __syncthreads();\n  if (threadIdx.x == 0)\n    for", "  if (threadIdx.x == 0)\n    for", NORM),
     ("common", "  __syncthreads();  // before the next call writes to parts\n", "", PARTS),
@@ -588,8 +614,10 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("optimizer", "g + momentum * v : v", "g + momentum * g : v", SGD),
     ("optimizer", "(sqrt(second) * inv_root + eps)", "(sqrt(second) * inv_root)", ADAM),
     ("optimizer", "rest2 * g * g", "rest2 * g", ADAM),
-    ("norm", "if (c == 0) ++*counter;", "++*counter;", TRACK),
-    ("norm", "var[c] * unbiased - running_var[c]", "var[c] - running_var[c]", TRACK),
+    ("many", "if (c == 0) ++*rows", "++*rows", TRACK),
+    ("many", "rows.var[k][c] * rows.unbiased[k] - var[c]", "rows.var[k][c] - var[c]", TRACK),
+    ("many", "i < m; i += row_stride()) total", "i <= m; i += row_stride()) total", MANY),
+    ("many", "T* total = rows.total[blockIdx.y];", "T* total = rows.total[0];", MANY),
     ("activation", "sum_t<T>(p.v[k]) + sum_t<T>(other.v[k])", "sum_t<T>(p.v[k])", ROWS),
     ("pool", "p * n + i]);", "p * n]);", POOLED),
     ("pool", "/ pixels);", "/ n);", POOLED),

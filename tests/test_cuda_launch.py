@@ -101,9 +101,34 @@ def test_what_the_sources_declare_is_read():
     assert cuda_launch.declared()["cross_entropy_forward"].arguments[1].dtype == "int64"
 
 
+def test_what_a_table_has_for_columns_is_read():
+    kernel = cuda_launch.declared()["track_all"]
+    assert kernel.rows == 64 and [(p.name, p.pointer, p.dtype) for p in kernel.arguments[1:6:2]] == [
+        ("running_var", True, "sum"), ("mean", True, "sum"), ("momentum", False, "sum"),
+    ]  # fmt: skip
+    tables = [name for name, kernel in cuda_launch.declared().items() if kernel.rows]
+    assert tables == ["add_to_all", "narrow_all", "track_all"]
+    for name in tables:  # CUDA gives the arguments of a kernel 4 KB
+        assert max(cuda_launch.layout(name, dtype).itemsize for dtype in ("float32", "float64")) <= 4096
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        (lambda x: [(x, x, 8), (x, on_device((8,), np.float64), 8)], TypeError, "term must be of dtype float32, got f"),
+        (lambda x: [(x, on_device((4, 2)).T, 8)], ValueError, "term must be C-contiguous"),
+        (lambda x: [(x, np.zeros(8, "f4"), 8)], TypeError, "term must be an array on the device, got ndarray"),
+        (lambda x: [(x, x, 1 << 31)], ValueError, "size must fit into 32 bits"),
+    ],
+)
+def test_a_wrong_row_is_refused(rows, error, message):
+    with pytest.raises(error, match=f"^add_to_all: {message}"):
+        cuda_launch.launch_rows("add_to_all", rows(on_device((8,))))
+
+
 def test_instantiations():
     assert cuda_launch.instantiations("optimizer", "float64") == [
-        "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "adam<double>", "add_three<double>",
+        "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "adam<double>",
     ]  # fmt: skip
     assert "normalise<bfloat16, 8, true>" in cuda_launch.instantiations("norm", "bfloat16")
 

@@ -13,6 +13,7 @@ FLOORS = [  # from the ground up; a file may import from lower floors, and from 
     "array parallel",
     "kernels.cpu kernels.compiled kernels.cuda",
     "kernels",
+    "together",
     "cache flat parameter",
     "module",
     "layers",

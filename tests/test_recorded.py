@@ -5,27 +5,41 @@ recording forgets is seen in the numbers.
 """
 
 import importlib
+import json
+import warnings
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import traffic
 from conformance import ROWS, each_row
-from device import TAKEN, halved, held_in_bfloat16, held_to_the_cpu, on_the_host, train_on_a_few_shapes
+from device import (
+    TAKEN,
+    halved,
+    held_in_bfloat16,
+    held_to_the_cpu,
+    on_a_few_shapes,
+    on_the_host,
+    train_on_a_few_shapes,
+)
 from hostmodule import has_compiler
 from runs import rows_of
 from strategies import in_layout
 
 import scratchnet as sn
+import train_cifar
 from models import MobileNetV2
 from scratchnet.array import to_device
 from scratchnet.kernels.cuda import products
-from scratchnet.parameter import add_gradients
+from scratchnet.program.flags import parse
 from scratchnet.training import recorded, trainer
 from scratchnet.training.average import WeightAverage
 from scratchnet.training.checkpoint import load
+from scratchnet.training.evaluation import evaluate
 from scratchnet.training.optim import SGD
-from scratchnet.training.recorded import Recorded, RecordedStep
+from scratchnet.training.recorded import Recorded, RecordedForward, RecordedStep
 from scratchnet.training.trainer import train_step
 
 pytestmark = [
@@ -128,7 +142,7 @@ def test_launches_of_a_step_of_mobilenet(gemm, standin, capsys, stored):
         counted.append(+standin.counts)
     with capsys.disabled():
         print("\na step of MobileNetV2: eager", counted[0], "recorded", counted[1], "replayed", counted[2])
-    assert counted[0]["launch"] - 2 - 2 == counted[1]["recorded"] < 900  # a copy each of loss and logits; the optimizer
+    assert counted[0]["launch"] - 2 - 2 == counted[1]["recorded"] < 460  # a copy each of loss and logits; the optimizer
     assert counted[2] == {"graph": 1, "launch": 6}
     assert not any(counts["to host"] or counts["to device"] for counts in counted)
 
@@ -185,10 +199,10 @@ def test_arrays_that_an_optimizer_has_moved_are_recorded_anew(gemm):
 def test_evaluation_is_recorded(gemm, standin):
     model = network()
     model.eval()
-    forward = Recorded(lambda x: (model(x),), model)
+    forward = RecordedForward(model)
     for step in range(4):
         x, _ = given(step, False)
-        assert forward(x)[0].get().tobytes() == model(x).get().tobytes()
+        assert forward(x).get().tobytes() == model(x).get().tobytes()
     assert standin.counts["graph"] == 3
 
 
@@ -359,6 +373,25 @@ def test_the_program_has_the_same_bits_with_and_without(gemm, standin, tmp_path)
     assert not same_bits(kept["recorded"], kept["eager"])
     assert [row["val_loss"] for row in rows["recorded"]] == [row["val_loss"] for row in rows["eager"]]
     assert graphs["recorded"] > 4 and graphs["eager"] == 0
+    assert len({(tmp_path / name / "result.json").read_text() for name in kept}) == 1
+
+
+def test_the_test_and_a_checkpoints_are_recorded_and_say_the_same(gemm, standin, tmp_path, monkeypatch):
+    """The last evaluation of a run, with the recordings of its validations; and that of --eval, with its own."""
+    flags, graphs, found = ["--device", "cuda", "--flip-test"], [], []
+
+    def counted(*args):
+        standin.counts.clear()
+        found.append(evaluate(*args))
+        graphs.append(standin.counts["graph"])
+        return found[-1]
+
+    monkeypatch.setattr(train_cifar, "evaluate", counted)
+    assert train_on_a_few_shapes(*flags, "--out", str(tmp_path)) == 0
+    flags += ["--eval", str(tmp_path / "best.npz"), "--batch-size", "3"]
+    assert on_a_few_shapes(*flags) == on_a_few_shapes(*flags, "--no-record") == 0
+    assert min(graphs[:2]) > 0 == graphs[2]
+    assert found[1].loss == found[2].loss == pytest.approx(found[0].loss, rel=1e-6)
 
 
 def test_the_program_says_once_why_nothing_is_recorded(standin, tmp_path, capsys):
@@ -400,29 +433,40 @@ def test_the_benchmarks_tables(monkeypatch):
     assert lines[0].startswith("2.50 ms in 6 kernels") and [line[:7] for line in lines[2:]] == ["| long ", "| short"]
 
 
-# Gradients --------------------------------------------------------------------------------------------------------------
+def test_the_benchmark_runs_through(gemm, standin, monkeypatch, tmp_path):
+    """Every part of it but the peers' and the profiler's, with kernels that compute nothing."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    traffic._replace(monkeypatch, traffic.Counts(Counter(), Counter()))
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    monkeypatch.setitem(vars(standin), "get_default_memory_pool", lambda: pool)
+    monkeypatch.setattr(gpu, "cupy_ms", lambda cupy, step, seconds: [step(), step(), (2.0, 0.1)][2])
+    monkeypatch.setattr(gpu, "torch_ms", lambda *_: (4.0, 60.0))
+    monkeypatch.setattr(gpu, "machine", lambda: "a card.")
+    report, commands = tmp_path / "gpu.md", []
+    report.write_text(f"known\n{gpu.MARK}what was measured before")
+    monkeypatch.setattr(gpu, "REPORT", report)
 
+    def run(command, **_):
+        commands.append(command)
+        given = parse(command[2:], "") if "train_cifar.py" in command else None
+        if given:
+            result = {"test_accuracy": 0.9, "test_loss": 0.3, "best_epoch": 100, "data": {"name": "x", "sha256": "y"}}
+            (given.out / "result.json").write_text(json.dumps(result))
+            assert (given.preset, given.epochs, given.batch_size, given.precision) == ("gpu", 100, 512, "bf16")
+        return SimpleNamespace(returncode=0, stdout="416 passed", stderr="")
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_gradients_are_added_three_in_a_launch(standin, count):
-    rng = np.random.default_rng(0)
-    sizes = [(300, 2), (7,), (3, 1, 3, 3), (1,), (500,)][:count]
-    totals, terms = ([standin.asarray(rng.standard_normal(size)) for size in sizes] for _ in range(2))
-    want = [total.get() + term.get() for total, term in zip(totals, terms, strict=True)]
-    before = [term.get() for term in terms]
-    parameters = [SimpleNamespace(grad=total) for total in totals]
-    standin.counts.clear()
-    add_gradients([*parameters, None], [*terms, None])
-    assert +standin.counts == {"launch": -(-count // 3)}
-    for kept, total, expected in zip(parameters, totals, want, strict=True):
-        assert kept.grad is total and (total.get() == expected).all()
-    assert all((term.get() == value).all() for term, value in zip(terms, before, strict=True))
-
-
-def test_gradients_in_another_order_are_added_one_by_one(standin):
-    total, term = standin.asarray(np.ones((2, 3))), standin.asarray(np.arange(6.0).reshape(3, 2)).T
-    add_gradients([SimpleNamespace(grad=total)], [term])
-    assert (total.get() == 1 + np.arange(6).reshape(3, 2).T).all()
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    flags = ["--width", "0.1", "--batch", "8", "--data", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(gpu.sys, "argv", ["gpu.py", *flags, "--only", "tests", "steps", "kernels", "accuracy"])
+    with np.errstate(all="ignore"), warnings.catch_warnings():  # numbers that nobody computed
+        warnings.simplefilter("ignore")
+        gpu.main()
+    text = report.read_text()
+    assert text.startswith(f"known\n{gpu.MARK}") and "before" not in text and "Failed" not in text
+    assert "| scratchnet, bfloat16, recorded | 2.00 | 4,000 | 2.00 | 0.1 |" in text and "| float32 | GB/s" in text
+    assert "Test accuracy 0.9000" in text and len(commands) == 2
+    assert gpu.MARK in (Path(__file__).parents[1] / "docs" / "results" / "gpu.md").read_text(encoding="utf-8")
 
 
 # Products ---------------------------------------------------------------------------------------------------------------

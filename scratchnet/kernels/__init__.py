@@ -106,7 +106,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     # layers/                compiled                   NumPy                               GPU
     "batch_norm":           (_loops("norm"),            _numpy(cpu.norm),                   _cuda(cuda.norm)),
     "frozen_batch_norm":    (_loops("norm"),                                                _cuda(cuda.norm)),
-    "track_statistics":     (                                                               _cuda(cuda.norm, REAL),),
+    "track_all":            (                                                               _cuda(cuda.many, REAL),),
     "relu6":                (_loops("activation"),      _numpy(cpu.activation),             _cuda(cuda.activation)),
     "add":                  (                           _numpy(cpu.activation),             _cuda(cuda.activation)),
     "pointwise":            (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
@@ -127,7 +127,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "shift_and_clip":       (                                                               _cuda(cuda.activation),),
     # parameter.py
-    "add_to_all":           (                                                      _cuda(cuda.optimizer, dtypes=REAL),),
+    "add_to_all":           (                                                           _cuda(cuda.many, dtypes=REAL),),
     # training/
     "sgd_update":           (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
     "adam_update":          (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),

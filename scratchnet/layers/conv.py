@@ -233,6 +233,10 @@ class Conv2d(Module):
         """That of the path."""
         return path_pair(kind, self.weight.data, self.geometry, self.groups, self.path)[0]
 
+    def factors(self):
+        """The weight, but for a depthwise one."""
+        return () if self.path == "depthwise" else (self.weight.data,)
+
     def facts(self):
         """The path as well."""
         return *super().facts(), self.path, self.bias is None

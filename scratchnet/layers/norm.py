@@ -41,7 +41,7 @@ import math
 
 import numpy as np
 
-from scratchnet import kernels
+from scratchnet import kernels, together
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import kind_of
 from scratchnet.module import Module, Parameter
@@ -124,8 +124,15 @@ def track_statistics(running_mean, running_var, batches, mean, var, momentum, co
     batches += 1
 
 
+def track_all(rows):
+    """`track_statistics` of several layers: rows of its arguments."""
+    for row in rows:
+        track_statistics(*row)
+
+
 BATCH_NORM = kernels.Pair(batch_norm_forward, batch_norm_backward)
 FROZEN_BATCH_NORM = kernels.Pair(frozen_batch_norm_forward, frozen_batch_norm_backward)
+TRACK = kernels.Pair(track_all)
 
 
 class BatchNorm2d(Module):
@@ -200,7 +207,7 @@ class BatchNorm2d(Module):
         if count == 1:
             raise ValueError(f"{self.name}: needs more than one value per channel in training mode, all ranks have one")
         running = self.running_mean, self.running_var, self.num_batches_tracked
-        kernels.run(track_statistics, *running, mean, var, self.momentum, count)
+        together.do(TRACK, [(*running, mean, var, self.momentum, count)])
 
     def extra_repr(self):  # noqa: D102
         return f"{self.weight.data.size}, eps={self.eps}, momentum={self.momentum}"

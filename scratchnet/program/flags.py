@@ -46,9 +46,11 @@ FREE = {
 }  # fmt: skip
 # The only flags that may stand beside these two: all else is as the checkpoint says.
 BESIDE = {
-    "eval": ("data", "sample", "batch_size", "device", "precision", "ranks", "rank_timeout", "threads", "flip_test"),
+    "eval": (
+        "data", "sample", "batch_size", "device", "record", "precision", "ranks", "rank_timeout", "threads", "flip_test",
+    ),
     "predict": ("device", "precision", "threads"),
-}
+}  # fmt: skip
 # A flag, another one, and the choices of that beside which the first would do nothing.
 IDLE = (
     ("crop_padding", "augment", ("none",)),

@@ -36,8 +36,9 @@ def evaluate(model, criterion, batches, device="cpu", flip=False, forward=None) 
         batches: `Batches`, of which epoch 0 is taken.
         device: where the model is.
         flip: whether the logits are the mean of those for the picture and for its mirror image.
-        forward: computes (logits,) of x instead of the model itself: a `Recorded` of it.
+        forward: computes the logits of x instead of the model itself: its `RecordedForward`.
     """
+    forward = forward or model
     modes = [(module, module.training, module.saves) for _, module in model.named_modules()]
     model.eval()
     loss, confusion = Average(), None
@@ -47,10 +48,9 @@ def evaluate(model, criterion, batches, device="cpu", flip=False, forward=None) 
                 continue
             x, labels = to_device(x, device), to_device(labels, device)
             with ranks.alone():  # no picture depends on another: nothing to exchange but the sums, at the end
-                logits = forward(x)[0] if forward else model(x)
+                logits = forward(x)
                 if flip:
-                    other = mirror(x)
-                    logits = 0.5 * (logits + (forward(other)[0] if forward else model(other)))
+                    logits = 0.5 * (logits + forward(mirror(x)))
                 value = criterion(logits, labels)
             loss.add(value, len(labels))
             classes = logits.shape[1]

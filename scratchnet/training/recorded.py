@@ -92,6 +92,17 @@ class RecordedStep(Recorded):
         super().__init__(step, model, criterion)
 
 
+class RecordedForward(Recorded):
+    """`logits = forward(x)`, as the model computes them in the mode in which it is, recorded on a GPU."""
+
+    def __init__(self, model):
+        super().__init__(lambda x: (model(x),), model)
+
+    def __call__(self, x):
+        """The logits, in an array that no later call changes."""
+        return super().__call__(x)[0]
+
+
 class _Recording:
     """One graph, its pool, and the arrays that it reads and writes."""
 

@@ -27,7 +27,7 @@ from scratchnet.training.evaluation import evaluate
 from scratchnet.training.guard import bad_parameter, first_bad_layer
 from scratchnet.training.metrics import Average
 from scratchnet.training.record import Record, require_state
-from scratchnet.training.recorded import Recorded, RecordedStep
+from scratchnet.training.recorded import RecordedForward, RecordedStep
 from scratchnet.training.signals import Interrupted, waiting_signals
 
 SYNC_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: on a GPU each one waits for the step to end
@@ -71,6 +71,7 @@ class Trainer:
 
     Attributes:
         record: the rows so far, which epoch is the best, and the files.
+        forward: what computes logits where nothing is learnt: the model, or its `RecordedForward`.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Trainer:
         self.console, self.device, self.average, self.checkpoint_every = console, device, average, checkpoint_every
         recorded = recorded and device == "cuda" and ranks.size == 1
         self._half_step = RecordedStep(model, criterion) if recorded else None
-        self._logits = Recorded(lambda x: (model(x),), model) if recorded else None
+        self.forward = RecordedForward(model) if recorded else model
         self._said_why_not = False
         self.record = Record(self.out, str(config.get("title", "")), console.say)
         self.epoch = self.batch = 0
@@ -182,7 +183,7 @@ class Trainer:
         before = self._state()  # is finite: after validation one would not know what is not
         batches = self.console.follow(self.validation, "validation")
         with self.average.in_place() if self.average else nullcontext():  # the plain loss, as in the test
-            val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device, forward=self._logits)
+            val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device, forward=self.forward)
         self._require_finite(val_loss, "the validation loss")
         self.record.require_best(*before)
         row = {

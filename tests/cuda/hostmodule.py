@@ -1,7 +1,8 @@
 """`cupy.RawModule` for the host: the same CUDA source, compiled by g++ behind `host.h`, over NumPy arrays.
 
 What a GPU would do silently is an error here: a number of the wrong width, a write beyond an array (every array lies
-between guard bands), a barrier that not all threads reach. What is read beyond an array is NaN.
+between guard bands), a barrier that not all threads reach. What is read beyond an array is NaN. A table, which a kernel
+takes by value, has addresses: the arrays are where they are, without guards.
 """
 
 import ctypes
@@ -80,7 +81,7 @@ class HostKernel:
         """Start it; what it says. Arrays change only if it says nothing."""
         arrays, values = [], []
         for arg, width in zip(args, self._widths, strict=True):
-            if isinstance(arg, np.ndarray):
+            if isinstance(arg, np.ndarray) and not arg.dtype.names:
                 guarded = np.full(arg.nbytes + 2 * GUARD + 64, _GUARDED, np.uint8)
                 guarded = guarded[-guarded.ctypes.data % 64 :][: arg.nbytes + 2 * GUARD]
                 inside = guarded[GUARD : GUARD + arg.nbytes]

@@ -557,12 +557,15 @@ class RawModule:
         kernel = self._module.get_function(name)
 
         def call(grid, block, args, *, shared_mem=0):
-            for arg in args:
-                _refuse(arg)
+            tables = [isinstance(arg, np.ndarray) and arg.dtype.names and arg.size == 1 for arg in args]
+            for arg, table in zip(args, tables, strict=True):
+                if not table:
+                    _refuse(arg)
                 if isinstance(arg, ndarray) and not arg.flags.c_contiguous:
                     raise ValueError(f"{name}: an array is not C-contiguous, and a raw kernel does not see strides")
             widths = {bool: np.bool_, int: np.int64, float: np.float64}  # what CuPy makes of Python's numbers
             values = [widths[type(arg)](arg) if type(arg) in widths else _bare(arg) for arg in args]
+            values = [arg[0].copy() if table else arg for arg, table in zip(values, tables, strict=True)]  # by value
             _started(kernel, grid, block, values)
 
         return call

@@ -33,6 +33,14 @@ class Counts(NamedTuple):
         self.launches[name] += 1
         self.moved[name] += sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
 
+    def add_table(self, name, dtype, table):
+        """Of a kernel that takes a table: the arrays in its rows, each as long as the row says."""
+        from scratchnet.kernels.cuda import launch
+
+        columns = [column for column in launch.declared()[name].arguments if column.pointer]
+        self.launches[name] += 1
+        self.moved[name] += sum(int(table["size"].sum()) * np.dtype(c.of(dtype)).itemsize for c in columns)
+
 
 def count(monkeypatch, width, batch, bfloat16, size=32):
     """The `Counts` of one step, the second: the first makes what stays.
@@ -58,6 +66,8 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
     for cached in caches:  # those of modules that compute
         cached.cache_clear()
     _replace(monkeypatch, counts)
+    for name, most in (("THREADS", 256), ("BLOCKS", 2048), ("REDUCING_BLOCKS", 1024)):  # tests have smaller grids
+        monkeypatch.setattr(launch, name, most)
     rng = np.random.default_rng(0)
     model = MobileNetV2(10, width, "cifar", dropout=0.0, rng=rng).to("cuda")
     optimizer = SGD(model.named_parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -79,36 +89,40 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
 
 
 def _replace(monkeypatch, counts):
-    """Let the stand-in's kernels and products count only."""
-    from scratchnet.kernels.cuda.launch import declared
+    """Let the stand-in's kernels, and cuBLAS's products beside it, count only."""
+    from scratchnet.kernels.cuda import launch, products
 
     class Module:
         def __init__(self, *_):
             pass
 
-        def get_function(self, expression):
-            name = expression[: expression.index("<")]
-            named = [argument.name for argument in declared()[name].arguments]
+        def get_function(self, name):
+            kernel, kind = name.rstrip(">").replace("<", ",").split(",")[:2]
+            dtype = {cpp: dtype for dtype, cpp in launch.CPP.items()}[kind]
+            named = [argument.name for argument in launch.declared()[kernel].arguments]
 
             def call(grid, block, values):
-                read = dict(zip(named, values, strict=True))
-                counts.add(name, *(value for key, value in read.items() if key not in OF_ALIKE.get(name, ())))
+                if launch.declared()[kernel].rows:
+                    counts.add_table(kernel, dtype, *values)
+                else:
+                    read = dict(zip(named, values, strict=True))
+                    counts.add(kernel, *(value for key, value in read.items() if key not in OF_ALIKE.get(kernel, ())))
 
             return call
 
     class Binding(standin.Binding):
-        def gemm_ex(
-            self, handle, transa, transb, m, n, k, alpha, a, atype, lda, b, btype, ldb, beta, c, ctype, ldc, compute, algo
-        ):  # fmt: skip
-            size, real = {0: 4, 1: 8, 14: 2}, ctypes.c_double if compute == 70 else ctypes.c_float
-            written = m * n * size[ctype]
+        def gemm_ex(self, _, turn_a, turn_b, m, n, k, *rest):
             standin.counts["launch"] += 1
             counts.launches["product"] += 1
-            counts.moved["product"] += m * k * size[atype] + k * n * size[btype] + written
-            counts.moved["product"] += written * (real.from_address(beta).value != 0)
+            sizes = {0: 4, 1: 8, 14: 2}  # bytes, by cudaDataType_t
+            for count, kind in ((m * k, rest[2]), (k * n, rest[5]), (m * n, rest[9])):
+                counts.moved["product"] += count * sizes[kind]
+            real = ctypes.c_double if rest[11] == products.FLOAT64 else ctypes.c_float
+            counts.moved["product"] += m * n * sizes[rest[9]] * (real.from_address(rest[7]).value != 0)  # it adds
 
+    binding = Binding()
     monkeypatch.setattr(standin, "HostModule", Module)
-    monkeypatch.setitem(sys.modules, "nvmath.bindings.cublas", Binding())
+    monkeypatch.setattr(products, "_binding", lambda: binding)
 
 
 def as_table(before, after):

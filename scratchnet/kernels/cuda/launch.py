@@ -28,6 +28,8 @@ CPP = {"float32": "float", "float64": "double", "bfloat16": "bfloat16"}
 SUM = {"float32": "float32", "float64": "float64", "bfloat16": "float32"}  # sum_t of common.cu
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 _FIXED = {"int": "int32", "long long": "int64", "unsigned char": "uint8"}
+_TABLE = re.compile(r"template <class T> struct (\w+) \{([^{}]*)\};")
+_COLUMN = re.compile(r"([^;]+)\[(\d+)\];")
 _HEAD = re.compile(r"template <([^>]*)>\s*__global__ void (\w+)\(([^)]*)\)")
 
 
@@ -49,11 +51,15 @@ class Argument(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What the source says of a kernel: its file, its template parameters behind T, its arguments."""
+    """What the source says of a kernel: its file, its template parameters behind T, its arguments.
+
+    One that takes a table, a struct by value, has the table's columns for arguments, and `rows`, how many it may have.
+    """
 
     source: str
     template: tuple[str, ...]
     arguments: tuple[Argument, ...]
+    rows: int = 0
 
 
 FOLDER = resources.files("scratchnet.kernels") / "cuda"
@@ -71,9 +77,14 @@ def declared():
     names = sorted(path.name for path in FOLDER.iterdir())
     found = {}
     for source in [name[:-3] for name in names if name.endswith(".cu") and name != "common.cu"]:
+        tables = dict(_TABLE.findall(text(source)))
         for template, name, parameters in _HEAD.findall(text(source)):
             kinds = tuple(part.split()[1] for part in template.split(",")[1:])  # "class T, int V" -> ("V",)
-            found[name] = Kernel(source, kinds, tuple(map(_argument, parameters.split(","))))
+            columns, rows = parameters.split(","), 0
+            if parameters.endswith("<T> rows"):
+                columns, lengths = zip(*_COLUMN.findall(tables[parameters.removesuffix("<T> rows")]), strict=True)
+                rows = min(map(int, lengths))
+            found[name] = Kernel(source, kinds, tuple(map(_argument, columns)), rows)
     return found
 
 
@@ -161,6 +172,37 @@ def launch(name, template, grid, *args, threads=None, dtype=None):
     prepared.function()(grid, (threads or THREADS,), tuple(values))
 
 
+def launch_rows(name, rows, dtype=None):
+    """Run a kernel that takes a table: one launch, or as many as its length asks for.
+
+    Args:
+        name: of the kernel.
+        rows: tuples of what the columns say, arrays and Python numbers; the last is how many numbers the arrays have.
+        dtype: name of T; that of the first array where not given.
+
+    Raises:
+        TypeError, ValueError: as `launch` does.
+    """
+    xp, kernel = get_array_module(rows[0][0]), declared()[name]
+    dtype = dtype or name_of(rows[0][0].dtype)
+    for first in range(0, len(rows), kernel.rows):
+        part = rows[first : first + kernel.rows]
+        table = np.zeros(1, layout(name, dtype))  # CuPy gives a kernel a NumPy array of one element by value
+        for column, args in zip(kernel.arguments, zip(*part, strict=True), strict=True):
+            values = [_checked(name, column, column.of(dtype), arg, 1, xp) for arg in args]
+            table[column.name][0, : len(part)] = [value.data.ptr for value in values] if column.pointer else values
+        grid = blocks(max(row[-1] for row in part), len(part))
+        _prepared(xp, name, dtype, ()).function()(grid, (THREADS,), (table,))
+
+
+@functools.cache
+def layout(name, dtype):
+    """The table that a kernel takes, as C++ lays it out."""
+    kernel = declared()[name]
+    columns = [(c.name, "u8" if c.pointer else c.of(dtype), kernel.rows) for c in kernel.arguments]
+    return np.dtype(columns, align=True)
+
+
 _NUMBERS = {int, float, bool}
 
 
@@ -190,7 +232,7 @@ def _checked(name, parameter, dtype, arg: Any, word, xp):
     if parameter.pointer:
         if not isinstance(arg, xp.ndarray):
             raise TypeError(f"{where} must be an array on the device, got {type(arg).__name__}")
-        if arg.dtype.name != dtype:
+        if name_of(arg.dtype) != dtype:
             raise TypeError(f"{where} must be of dtype {dtype}, got {arg.dtype}")
         if not arg.flags.c_contiguous:
             raise ValueError(f"{where} must be C-contiguous, got strides {arg.strides} for shape {arg.shape}")

@@ -123,14 +123,3 @@ __global__ void combine_products(const sum_t<T>* parts, const sum_t<T>* inv_std,
     dweight[c] = sums[1] * inv_std[c];  // (BN.6), (DWF.4)
   }
 }
-
-// The statistics of a batch of m numbers a channel, taken into the running ones; counter: one number, batches so far.
-template <class T>
-__global__ void track_statistics(sum_t<T>* running_mean, sum_t<T>* running_var, long long* counter, const sum_t<T>* mean,
-                                 const sum_t<T>* var, sum_t<T> momentum, sum_t<T> unbiased, int channels) {
-  for (int c = first_in_row(); c < channels; c += row_stride()) {
-    running_mean[c] += momentum * (mean[c] - running_mean[c]);            // (BN.9)
-    running_var[c] += momentum * (var[c] * unbiased - running_var[c]);    // (BN.10)
-    if (c == 0) ++*counter;
-  }
-}

@@ -47,12 +47,6 @@ def frozen_batch_norm_backward(dy, cache):
     return as_images(dx, dy), *parameter_gradients(*given, clip=False)
 
 
-def track_statistics(running_mean, running_var, batches, mean, var, momentum, count):
-    """One launch."""
-    numbers, channels = (momentum, count / (count - 1)), len(mean)  # (BN.9), (BN.10)
-    launch("track_statistics", (), blocks(channels), running_mean, running_var, batches, mean, var, *numbers, channels)
-
-
 # Along the rows of an activation (C, M) ---------------------------------------------------------------------------------
 
 

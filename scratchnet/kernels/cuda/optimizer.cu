@@ -30,11 +30,3 @@ __global__ void adam(T* data, const T* grad, T* mean, T* square, sum_t<T> rate, 
     data[i] = T(p - rate * (first / (sqrt(second) * inv_root + eps)));         // (ADAM.4), (ADAM.5)
   }
 }
-
-// What backward adds to the gradients of a few parameters, such as those of a convolution and its batch norm.
-template <class T>
-__global__ void add_three(T* a, const T* da, T* b, const T* db, T* c, const T* dc, int size_a, int size_b, int size_c) {
-  for (int i = first_in_row(); i < size_a; i += row_stride()) a[i] = T(sum_t<T>(a[i]) + sum_t<T>(da[i]));
-  for (int i = first_in_row(); i < size_b; i += row_stride()) b[i] = T(sum_t<T>(b[i]) + sum_t<T>(db[i]));
-  for (int i = first_in_row(); i < size_c; i += row_stride()) c[i] = T(sum_t<T>(c[i]) + sum_t<T>(dc[i]));
-}

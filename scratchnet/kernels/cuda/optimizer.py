@@ -1,4 +1,4 @@
-"""The optimizers' updates on the GPU, one launch each (training/optim.py), and what backward adds to gradients."""
+"""The optimizers' updates on the GPU, one launch each (training/optim.py)."""
 
 import math
 
@@ -19,16 +19,3 @@ def adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay):
     beta1, beta2 = betas
     rates = lr / (1 - beta1**step), beta1, beta2, 1 - beta1, 1 - beta2, 1 / math.sqrt(1 - beta2**step)
     launch("adam", (), blocks(data.size), data, grad, mean, square, *rates, eps, weight_decay, data.size)
-
-
-def add_to_all(totals, terms):
-    """One launch for three."""
-    for k in range(0, len(totals), 3):
-        pairs = list(zip(totals[k : k + 3], terms[k : k + 3], strict=True))
-        if any(term.dtype != total.dtype or not term.flags.c_contiguous for total, term in pairs):
-            for total, term in pairs:
-                total += term
-            continue
-        sizes = [total.size for total, _ in pairs] + [0] * (3 - len(pairs))
-        pairs += [(pairs[0][1], pairs[0][1])] * (3 - len(pairs))  # of which nothing is read
-        launch("add_three", (), blocks(max(sizes)), *(array for pair in pairs for array in pair), *sizes)

@@ -10,11 +10,14 @@ import math
 
 from scratchnet.array import as_images, as_maps
 from scratchnet.device import bfloat16_dtype, get_array_module, is_bfloat16
+from scratchnet.kernels.cuda import many
 from scratchnet.kernels.cuda.launch import THREADS, blocks, launch, sum_dtype
 
 
 def row_sums_of(parts):
     """The sum over blocks of parts (C, blocks, …), as (C, …)."""
+    if parts.shape[1] == 1:
+        return parts[:, 0]
     out = get_array_module(parts).empty((len(parts), *parts.shape[2:]), parts.dtype)
     width = max(1, out.size // len(parts))
     combine("combine_sums", parts, out, parts.shape[1], width)
@@ -36,7 +39,10 @@ def narrow(x):
 
 def stored_like(weight, x):
     """A weight, as a factor of a matrix product with x."""
-    return narrow(weight) if is_bfloat16(x) and not is_bfloat16(weight) else weight
+    if not is_bfloat16(x) or is_bfloat16(weight):
+        return weight
+    found = many.in_bfloat16(weight)
+    return narrow(weight) if found is None else found
 
 
 def widened(x):
