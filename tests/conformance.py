@@ -199,7 +199,7 @@ ROWS = [
     Row("LeakyReLU", only(sn.LeakyReLU, 0.2), X, draw=functools.partial(kink_free, kinks=(0.0,))),
     Row("Hardsigmoid", only(sn.Hardsigmoid), X, draw=functools.partial(kink_free, kinks=(-3.0, 3.0))),
     Row("Hardswish", only(sn.Hardswish), X, draw=functools.partial(kink_free, kinks=(-3.0, 3.0))),
-    Row("1×1, norm, Hardswish", chain(conv(4, 6, 1), norm(6), sn.Hardswish), X),
+    Row("1×1, norm, Hardswish", chain(conv(4, 6, 1, bias=False), norm(6), sn.Hardswish), X),
     Row("cross entropy", criterion(classes, sn.CrossEntropyLoss), (3, 5)),
     Row("cross entropy, smoothed", criterion(classes, sn.CrossEntropyLoss, 0.1), (3, 5)),
     Row("cross entropy, sum", criterion(classes, sn.CrossEntropyLoss, 0.1, reduction="sum"), (3, 5)),

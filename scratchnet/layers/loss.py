@@ -80,7 +80,7 @@ def weighted_cross_entropy_forward(logits, labels, label_smoothing, weight, igno
     """
     xp = get_array_module(logits)
     log_p = log_softmax(as_matrix(logits))  # (N, K) -> (K, N)
-    weight = weight[:, None].astype(log_p.real.dtype)
+    weight = weight[:, None].astype(log_p.dtype)
     if ignore_index is not None:
         weight = weight * (labels != ignore_index)  # (K, 1) · (N,) -> (K, N)
     right = xp.arange(len(log_p))[:, None] == labels
