@@ -25,7 +25,7 @@ def pytorch_arguments(**answers):
         @functools.wraps(construct)  # so that its signature stays what it is
         def answering(self, *args, **options):
             for name in [name for name in options if name in answers]:
-                accept(layer.__name__, name, options.pop(name), *answers[name])
+                accept(self.name, name, options.pop(name), *answers[name])
             construct(self, *args, **options)
 
         layer.__init__ = answering

@@ -1,6 +1,6 @@
 """What losses share: `loss = criterion(x, target)`, then `dx = criterion.backward()`."""
 
-from scratchnet.device import device_of, is_array
+from scratchnet.device import device_of, get_array_module, is_array
 from scratchnet.module import Module
 from scratchnet.parallel.ranks import sum_over_ranks
 
@@ -62,14 +62,14 @@ def reduced(total, count, reduction):
     """The loss of all ranks together, and the number that it was divided by.
 
     Args:
-        total: the sum of this rank's losses, a 0-d array.
-        count: how many they are, or their weights' sum, a number or a 0-d array.
+        total: the sum of this rank's losses.
+        count: how many they are, or the sum of their weights.
         reduction: "mean", or "sum", which divides by 1.
 
     Raises:
         ValueError: there is nothing to take the mean of (unasked on a GPU).
     """
-    total, count = sum_over_ranks(total, count)
+    total, count = sum_over_ranks(get_array_module(total).asarray(total), count)  # NumPy's sums are no arrays
     divisor = count if reduction == "mean" else 1
     if device_of(divisor) == "cpu" and divisor == 0:
         raise ValueError("CrossEntropyLoss: every label is ignore_index, or of weight 0: there is no mean")
