@@ -115,8 +115,6 @@ class Flatten(Module):
 class Identity(Module):
     """Hand x, of any shape (N, C, …), on as it is: stands where a layer was or may come. Takes any arguments."""
 
-    takes_bfloat16 = True
-
     def __init__(self, *_, **__):
         pass
 
