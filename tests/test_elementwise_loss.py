@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import in_layout, layouts, normal, rngs, shapes
 
 import scratchnet as sn
-from scratchnet import reference_more as reference
+from scratchnet import reference_elementwise as reference
 from scratchnet.layers.elementwise_loss import (
     bce_with_logits_loss_backward,
     bce_with_logits_loss_forward,

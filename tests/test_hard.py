@@ -8,7 +8,7 @@ from sabotage import X_WRONG, broken, changed, times
 from strategies import in_layout, kink_free, layouts, normal, rngs, shapes
 
 import scratchnet as sn
-from scratchnet import reference_more as reference
+from scratchnet import reference_elementwise as reference
 
 SLOPES = (0.0, 0.01, 0.2, 1.0, 1.5)
 HARD = {"hardsigmoid": sn.Hardsigmoid, "hardswish": sn.Hardswish}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import in_layout, labels, layouts, normal, rngs
 
 import scratchnet as sn
-from scratchnet import reference, reference_more
+from scratchnet import reference, reference_elementwise
 from scratchnet.layers.loss import (
     cross_entropy_backward,
     cross_entropy_forward,
@@ -278,8 +278,8 @@ def test_weights_and_labels_left_out_are_the_references_and_pytorchs(torch, batc
     loss = criterion(logits, right)
     dlogits = criterion.backward()
     options = batch.smoothing, np.ones(classes) if weight is None else weight, left_out, reduction
-    want = reference_more.weighted_cross_entropy_forward(logits, right, *options)
-    dwant = reference_more.weighted_cross_entropy_backward(logits, right, *options)
+    want = reference_elementwise.weighted_cross_entropy_forward(logits, right, *options)
+    dwant = reference_elementwise.weighted_cross_entropy_backward(logits, right, *options)
     peer = torch.from_numpy(logits.copy()).requires_grad_()
     theirs = torch.nn.functional.cross_entropy(
         peer,

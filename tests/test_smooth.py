@@ -11,7 +11,7 @@ from sabotage import X_WRONG, X, broken, changed, times
 from strategies import in_layout, layouts, normal, rngs, shapes
 
 import scratchnet as sn
-from scratchnet import reference_more as reference
+from scratchnet import reference_elementwise as reference
 from scratchnet.layers import smooth
 from scratchnet.layers.normal import COEFFICIENTS, normal_cdf, normal_density
 

@@ -1,4 +1,4 @@
-"""The operations beyond MobileNetV2's, as loops over single numbers: `reference.py` goes on here, read it first.
+"""Activations and losses beyond MobileNetV2's, as loops over single numbers: `reference.py` goes on here, read it first.
 
 One section a family, each backward quoting the forward line that it undoes. Arguments may have any real dtype; results are
 new arrays in float64. Imported by tests only.
