@@ -6,9 +6,12 @@
 from scratchnet.array import as_images, as_matrix, to_device  # noqa: I001 (reading order)
 from scratchnet.device import DeviceError, get_array_module, use_tf32
 from scratchnet.module import Module, Parameter
-from scratchnet.layers.linear import Flatten, Linear
+from scratchnet.layers.linear import Flatten, Identity, Linear
 from scratchnet.layers.activation import ReLU, ReLU6
+from scratchnet.layers.smooth import GELU, SiLU, Sigmoid, Softmax, Tanh
+from scratchnet.layers.hard import Hardsigmoid, Hardswish, LeakyReLU
 from scratchnet.layers.loss import CrossEntropyLoss
+from scratchnet.layers.elementwise_loss import BCEWithLogitsLoss, L1Loss, MSELoss
 from scratchnet.layers.norm import BatchNorm2d
 from scratchnet.layers.conv import Conv2d
 from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
@@ -28,7 +31,9 @@ __version__ = "0.1.0"
 __all__ = [
     "DeviceError", "as_images", "as_matrix", "get_array_module", "to_device",
     "Module", "Parameter", "Sequential", "Residual", "Plan", "plan", "fold_batch_norm",
-    "Flatten", "Linear", "ReLU", "ReLU6", "CrossEntropyLoss", "BatchNorm2d", "Conv2d",
+    "Flatten", "Identity", "Linear", "ReLU", "ReLU6", "BatchNorm2d", "Conv2d",
+    "GELU", "SiLU", "Sigmoid", "Softmax", "Tanh", "Hardsigmoid", "Hardswish", "LeakyReLU",
+    "CrossEntropyLoss", "BCEWithLogitsLoss", "L1Loss", "MSELoss",
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
     "SGD", "Adam", "AdamW", "RecordedStep",

@@ -29,6 +29,27 @@ def pair(value, what, least):
     return int(both[0]), int(both[1])
 
 
+def padding_of(padding, what, kernel, stride, dilation):
+    """Padding as `pair` takes it, or PyTorch's "valid" and "same" -> (h, w).
+
+    Raises:
+        ValueError: anything else; "same" with a stride, or where both sides would need different padding.
+    """
+    if not isinstance(padding, str) or padding not in ("valid", "same"):
+        return pair(padding, what, 0)
+    if padding == "valid":
+        return 0, 0
+    if stride != (1, 1):
+        raise ValueError(f"{what} 'same' needs stride 1, got stride {stride}: say how many pixels")
+    both = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if any(pixels % 2 for pixels in both):
+        raise ValueError(
+            f"{what} 'same' would need different padding on the two sides, for kernel_size {kernel} and dilation {dilation}"
+            ": pad x before, with np.pad, and convolve with padding=0"
+        )
+    return both[0] // 2, both[1] // 2  # (WIN.2) then gives y the size of x
+
+
 def is_count(value, least=1):
     """Whether value is a whole number, Python's or NumPy's, of at least `least`."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least

@@ -7,6 +7,7 @@ a check that some row does.
 import copy
 import functools
 import inspect
+import math
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -52,23 +53,48 @@ class Row(NamedTuple):
 
 
 class Criterion(sn.Module):
-    """CrossEntropyLoss as a module of one argument: the labels are 0, 2, 4, … modulo the number of classes.
+    """A loss as a module of one argument.
 
     Attributes:
         first: which picture of the batch x begins with.
+        target: (array module, x's shape, first) -> integers.
     """
 
     first = 0
 
-    def __init__(self, label_smoothing):
-        self.loss = sn.CrossEntropyLoss(label_smoothing)
+    def __init__(self, loss, target):
+        self.loss, self.target = loss, target
 
     def forward(self, x):
-        n, classes = getattr(x, "shape", (1, 1))
-        return self.loss(x, (get_array_module(x).arange(n) + self.first) * 2 % classes)
+        return self.loss(x, self.target(get_array_module(x), getattr(x, "shape", (1, 1)), self.first))
 
     def backward(self, dloss):
         return self.loss.backward(dloss)
+
+
+def classes(xp, shape, first):
+    """Labels 0, 2, 4, … modulo the number of classes."""
+    return (xp.arange(shape[0]) + first) * 2 % shape[1]
+
+
+def numbers(count, step=1):
+    """A target of x's shape: 0, step, …, count - 1 steps, and again."""
+
+    def target(xp, shape, first):
+        each = math.prod(shape[1:])
+        return ((xp.arange(shape[0] * each) + first * each) % count * step).reshape(shape)
+
+    return target
+
+
+def criterion(target, loss, *args, weights=None, **options):
+    """A factory of a Criterion; `weights`: (the name of an argument, its array)."""
+
+    def make(rng, dtype):
+        given = {weights[0]: np.array(weights[1], dtype)} if weights else {}
+        return Criterion(loss(*args, **options, **given), target)
+
+    return make
 
 
 def conv(*args, path=None, **options):
@@ -161,8 +187,40 @@ ROWS = [
     Row("linear, no bias", linear(7, 1, bias=False), (3, 7)),
     Row("dropout", dropout(0.4), X),
     Row("dropout, p = 0", dropout(0.0), X),
-    Row("cross entropy", only(Criterion, 0.0), (3, 5)),
-    Row("cross entropy, smoothed", only(Criterion, 0.1), (3, 5)),
+    Row("Identity", only(sn.Identity), X),
+    Row("Sigmoid", only(sn.Sigmoid), X),
+    Row("Tanh", only(sn.Tanh), X),
+    Row("SiLU", only(sn.SiLU), X),
+    Row("GELU", only(sn.GELU), X),
+    Row("GELU of features", only(sn.GELU), (3, 7)),
+    Row("Softmax", only(sn.Softmax), (3, 7)),
+    Row("Softmax of maps", only(sn.Softmax), X),
+    Row("Softmax along W", only(sn.Softmax, -1), X),
+    Row("LeakyReLU", only(sn.LeakyReLU, 0.2), X, draw=functools.partial(kink_free, kinks=(0.0,))),
+    Row("Hardsigmoid", only(sn.Hardsigmoid), X, draw=functools.partial(kink_free, kinks=(-3.0, 3.0))),
+    Row("Hardswish", only(sn.Hardswish), X, draw=functools.partial(kink_free, kinks=(-3.0, 3.0))),
+    Row("1×1, norm, Hardswish", chain(conv(4, 6, 1, bias=False), norm(6), sn.Hardswish), X),
+    Row("cross entropy", criterion(classes, sn.CrossEntropyLoss), (3, 5)),
+    Row("cross entropy, smoothed", criterion(classes, sn.CrossEntropyLoss, 0.1), (3, 5)),
+    Row("cross entropy, sum", criterion(classes, sn.CrossEntropyLoss, 0.1, reduction="sum"), (3, 5)),
+    Row(
+        "cross entropy, weights",
+        criterion(classes, sn.CrossEntropyLoss, 0.1, weights=("weight", (1, 2, 0.5, 3, 1.5)), ignore_index=4),
+        (3, 5),
+    ),
+    Row(
+        "cross entropy, left out, sum", criterion(classes, sn.CrossEntropyLoss, ignore_index=2, reduction="sum"), (3, 5)
+    ),
+    Row("squared error", criterion(numbers(7), sn.MSELoss), X),
+    Row("squared error, sum", criterion(numbers(7), sn.MSELoss, "sum"), (3, 5)),
+    Row("absolute error", criterion(numbers(2, 6), sn.L1Loss), X, draw=kink_free),
+    Row("absolute error, sum", criterion(numbers(2, 6), sn.L1Loss, reduction="sum"), (3, 5), draw=kink_free),
+    Row("binary cross entropy", criterion(numbers(2), sn.BCEWithLogitsLoss), X),
+    Row(
+        "binary cross entropy, weights",
+        criterion(numbers(2), sn.BCEWithLogitsLoss, weights=("pos_weight", (1, 2, 0.5, 3, 1.5)), reduction="sum"),
+        (3, 5),
+    ),
     Row("sequential", chain(conv(4, 2, 2, padding=1), sn.ReLU, sn.Flatten, dropout(0.3)), X),
     Row("sequential, empty", chain(), X),
     Row("named and nested", named, X),
@@ -185,6 +243,9 @@ ROWS = [
     Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
 ]
 MODES = {"train": sn.Module.train, "eval": lambda module: module.eval(save=True)}
+
+
+KINKS = {sn.ReLU: (0,), sn.ReLU6: (0, 6), sn.LeakyReLU: (0,), sn.Hardsigmoid: (-3, 3), sn.Hardswish: (-3, 3)}
 
 
 class Case(NamedTuple):
@@ -226,7 +287,7 @@ def _numbers(row, mode, shape, off_kinks):
 def _forward_and_distance_from_kinks(module, x):
     distances = [np.inf]
     with pytest.MonkeyPatch.context() as patch:
-        for layer, kinks in ((sn.ReLU, (0,)), (sn.ReLU6, (0, 6))):
+        for layer, kinks in KINKS.items():
 
             def forward(self, x, kinks=kinks, original=layer.forward):
                 distances.extend(np.abs(x - kink).min() for kink in kinks)

@@ -143,15 +143,18 @@ def test_half_is_dropped_unless_said_otherwise():
     assert sn.Dropout(rng=np.random.default_rng(0)).p == 0.5
 
 
-@pytest.mark.parametrize("rng", [None, 7, np.random.RandomState(0), np.random])
+@pytest.mark.parametrize("rng", [7, np.random.RandomState(0), np.random])
 def test_anything_but_a_generator_is_refused(rng):
     with pytest.raises(TypeError, match=rf"^Dropout: rng must be a numpy.random.Generator, got {type(rng).__name__}$"):
         sn.Dropout(0.5, rng=rng)
 
 
-def test_no_generator_at_all_is_refused():
-    with pytest.raises(TypeError, match="rng"):
-        sn.Dropout(0.5)
+def test_without_a_generator_each_layer_draws_a_fresh_one():
+    x, (first, second) = np.ones((2, 3, 8, 9)), (sn.Dropout(0.5), sn.Dropout(0.5))
+    assert first.rng is not second.rng
+    masks = [layer(x) != 0 for layer in (first, second, first)]
+    assert not np.array_equal(masks[0], masks[1]) and not np.array_equal(masks[0], masks[2])
+    assert all(0.1 < mask.mean() < 0.9 for mask in masks)
 
 
 def test_integers_and_a_wrong_dy_are_refused():

@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from strategies import in_layout, labels, layouts, normal, rngs
 
 import scratchnet as sn
-from scratchnet import reference
-from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
+from scratchnet import reference, reference_elementwise
+from scratchnet.layers.loss import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    weighted_cross_entropy_backward,
+    weighted_cross_entropy_forward,
+)
 
 SMOOTHING = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 
@@ -254,3 +259,118 @@ def test_smoothing_out_of_range_is_named(smoothing):
         ValueError, match=rf"^CrossEntropyLoss: label_smoothing must be in \[0, 1\], got {smoothing!r}$"
     ):
         sn.CrossEntropyLoss(smoothing)
+
+
+# Weights of classes, labels that are left out, sums ---------------------------------------------------------------------
+
+
+@given(batches(), st.booleans(), st.sampled_from([None, 0, 1, -100]), st.sampled_from(["mean", "sum"]), layouts())
+def test_weights_and_labels_left_out_are_the_references_and_pytorchs(torch, batch, weighs, left_out, reduction, layout):
+    n, classes = batch.logits.shape
+    right = batch.labels.copy()
+    if left_out is not None:
+        right[batch.rng.random(n) < 0.3] = left_out
+        if (right == left_out).all():
+            right[0] = classes - 1 if left_out != classes - 1 else 0
+    weight = batch.rng.uniform(0.1, 3, classes) if weighs else None
+    criterion = sn.CrossEntropyLoss(batch.smoothing, weight=weight, ignore_index=left_out, reduction=reduction)
+    logits = in_layout(batch.logits, layout)
+    loss = criterion(logits, right)
+    dlogits = criterion.backward()
+    options = batch.smoothing, np.ones(classes) if weight is None else weight, left_out, reduction
+    want = reference_elementwise.weighted_cross_entropy_forward(logits, right, *options)
+    dwant = reference_elementwise.weighted_cross_entropy_backward(logits, right, *options)
+    peer = torch.from_numpy(logits.copy()).requires_grad_()
+    theirs = torch.nn.functional.cross_entropy(
+        peer,
+        torch.from_numpy(right),
+        weight=None if weight is None else torch.from_numpy(weight),
+        ignore_index=-100 if left_out is None else left_out,
+        reduction=reduction,
+        label_smoothing=batch.smoothing,
+    )
+    theirs.backward()
+    size = np.abs(dwant).max()
+    for value, gradient in ((want, dwant), (theirs.detach().numpy(), peer.grad.numpy())):
+        close(loss, value, scale=3.0 * np.abs(logits).max())
+        close(dlogits, gradient, scale=max(size, 1 / n))
+
+
+def test_weights_by_hand():
+    """Logits (0, log 3): probabilities 1/4 and 3/4; the mean is divided by the weights of the labels."""
+    logits, right, weight = np.array([[0.0, math.log(3)]] * 3), np.array([0, 1, 9]), np.array([2.0, 6.0])
+    criterion = sn.CrossEntropyLoss(weight=weight, ignore_index=9)
+    assert criterion(logits, right) == pytest.approx((2 * math.log(4) + 6 * math.log(4 / 3)) / 8, rel=1e-15)
+    want = np.array([[-2 * 0.75, 2 * 0.75], [6 * 0.25, -6 * 0.25], [0, 0]])
+    np.testing.assert_allclose(criterion.backward(), want / 8, rtol=1e-14, atol=1e-16)
+    summed = sn.CrossEntropyLoss(weight=weight, ignore_index=9, reduction="sum")
+    assert summed(logits, right) == pytest.approx(2 * math.log(4) + 6 * math.log(4 / 3), rel=1e-15)
+    np.testing.assert_allclose(summed.backward(2.0), 2 * want, rtol=1e-14, atol=1e-16)
+
+
+@given(batches(), st.floats(-3, 3))
+def test_a_sum_is_the_mean_times_the_pictures(batch, dloss):
+    loss, dlogits = loss_and_gradient(batch)
+    criterion = sn.CrossEntropyLoss(batch.smoothing, reduction="sum")
+    n = len(batch.labels)
+    close(criterion(batch.logits, batch.labels), n * loss)
+    close(criterion.backward(dloss), n * dloss * dlogits, scale=1e-300)
+    criterion(batch.logits.astype(np.float32), batch.labels)
+    assert criterion.backward(np.float64(dloss)).dtype == np.float32
+
+
+def test_weights_are_a_buffer_and_float64_ones_keep_float32():
+    criterion = sn.CrossEntropyLoss(weight=np.array([1.0, 2, 3]))
+    assert list(criterion.state_dict()) == ["weight"] and sn.CrossEntropyLoss().state_dict() == {}
+    loss = criterion(np.ones((2, 3), np.float32), np.array([0, 2]))
+    assert loss.dtype == criterion.backward().dtype == np.float32
+
+
+WRONG_OPTIONS = [
+    (lambda: sn.CrossEntropyLoss(weight=[1.0, 2, 3]), TypeError, r"weight must be a floating-point array \(K,\), got \["),
+    (lambda: sn.CrossEntropyLoss(weight=np.arange(3)), TypeError, r"weight must be a floating-point array \(K,\)"),
+    (lambda: sn.CrossEntropyLoss(weight=np.ones((3, 1))), TypeError, r"weight must be a floating-point array \(K,\)"),
+    (
+        lambda: sn.CrossEntropyLoss(np.ones(3)), TypeError,
+        "label_smoothing must be a number, got an array: weights are weight=…$",
+    ),
+    (
+        lambda: sn.CrossEntropyLoss(weight=np.ones(2))(LOGITS, np.array([0, 1, 2, 0])), ValueError,
+        r"expected weight of shape \(3,\), got \(2,\)$",
+    ),
+    (
+        lambda: sn.CrossEntropyLoss(ignore_index=1)(LOGITS, np.ones(4, int)), ValueError,
+        "every label is ignore_index, or of weight 0: there is no mean$",
+    ),
+    (
+        lambda: sn.CrossEntropyLoss(ignore_index=-100)(LOGITS, np.array([0, 1, -100, 3])), ValueError,
+        r"labels must be in \[0, 3\), got 0 to 3$",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "error", "message"), WRONG_OPTIONS)
+def test_bad_options_are_named(make, error, message):
+    with pytest.raises(error, match=f"^CrossEntropyLoss: {message}"):
+        make()
+
+
+def weighted(logits):
+    return weighted_cross_entropy_forward(logits, np.array([0, 2, 1, 2]), 0.1, np.array([1, 2.0, 4]), 1, "mean")
+
+
+SABOTAGED = {
+    "Σ t forgotten": lambda log_p, target, n: (np.exp(log_p) - target) / n,
+    "by the pictures": lambda log_p, target, n: (np.exp(log_p) * target.sum(axis=0) - target) / 4,
+    "a sum": lambda log_p, target, n: np.exp(log_p) * target.sum(axis=0) - target,
+    "unweighted": lambda log_p, target, n: (np.exp(log_p) - (target > 0.5)) / n,
+    "the sum over pictures": lambda log_p, target, n: (np.exp(log_p) * target.sum(axis=1)[:, None] - target) / n,
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGED)
+def test_a_sabotaged_backward_of_weights_is_rejected(name):
+    logits = normal(np.random.default_rng(1), (4, 3))
+    sn.gradcheck((weighted, weighted_cross_entropy_backward), logits)
+    with pytest.raises(sn.GradientMismatch, match=r"^weighted: the gradient of x \(4, 3\) is wrong at"):
+        sn.gradcheck((weighted, lambda dloss, cache: dloss * SABOTAGED[name](*cache).T), logits)

@@ -13,7 +13,8 @@ import numpy as np
 
 import scratchnet as sn
 from scratchnet.gradcheck import DIRECTIONS
-from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
+from scratchnet.layers import elementwise_loss as each
+from scratchnet.layers import loss as loss_of
 
 NETWORK_RTOL = 1e-11  # fifty layers deep, rounding alone comes to 1e-12
 NETWORK_SAMPLES = 2  # elements of each of its arrays
@@ -22,15 +23,25 @@ NETWORK_SAMPLES = 2  # elements of each of its arrays
 def catalogue(rng):
     """(name, module or pair of functions, x, whether to check eval mode too, gradcheck's options) for every layer."""
 
-    def away_from_kinks(*shape):
-        """Numbers below 0, between 0 and 6, and above 6, none of them within 0.05 of a bound."""
-        low = rng.choice([-3.0, 0.0, 6.0], shape)
+    def away_from_kinks(*shape, below=(-3.0, 0.0, 6.0)):
+        """Numbers of the intervals of length 3 that begin at `below`, none of them within 0.05 of a bound."""
+        low = rng.choice(below, shape)
         return low + rng.uniform(0.05, 2.9, shape)
 
     x = rng.standard_normal((3, 4, 7, 6))
     f64 = {"dtype": np.float64, "rng": rng}
-    labels = rng.integers(0, 5, 4)
-    loss = (lambda z: cross_entropy_forward(z, labels, 0.1)), cross_entropy_backward
+    labels, numbers = rng.integers(0, 5, 4), rng.integers(0, 2, (4, 5))
+    loss = (lambda z: loss_of.cross_entropy_forward(z, labels, 0.1)), loss_of.cross_entropy_backward
+    weighted = (
+        lambda z: loss_of.weighted_cross_entropy_forward(z, labels, 0.1, np.arange(1.0, 6), labels[0], "mean"),
+        loss_of.weighted_cross_entropy_backward,
+    )
+    squared = (lambda z: each.mse_loss_forward(z, numbers, "mean")), each.mse_loss_backward
+    absolute = (lambda z: each.l1_loss_forward(z, numbers, "mean")), each.l1_loss_backward
+    binary = (
+        lambda z: each.bce_with_logits_loss_forward(z, numbers, 2.0, "mean"),
+        each.bce_with_logits_loss_backward,
+    )
     shortcut = sn.Residual(sn.Conv2d(4, 4, 3, padding=1, bias=False, **f64), sn.BatchNorm2d(4, dtype=np.float64))
     yield "Conv2d dense", sn.Conv2d(4, 5, (3, 2), (2, 1), (1, 2), (1, 2), **f64), x, False, {}
     yield "Conv2d grouped", sn.Conv2d(4, 6, 3, 2, 1, groups=2, **f64), x, False, {}
@@ -39,6 +50,11 @@ def catalogue(rng):
     yield "BatchNorm2d", sn.BatchNorm2d(4, dtype=np.float64), x, True, {}
     yield "ReLU", sn.ReLU(), away_from_kinks(3, 4, 5, 6), False, {}
     yield "ReLU6", sn.ReLU6(), away_from_kinks(3, 4, 5, 6), False, {}
+    yield "LeakyReLU", sn.LeakyReLU(0.2), away_from_kinks(3, 4, 5, 6), False, {}
+    for hard in (sn.Hardsigmoid, sn.Hardswish):
+        yield hard.__name__, hard(), away_from_kinks(3, 4, 5, 6, below=(-6.0, -3.0, 0.0, 3.0)), False, {}
+    for smooth in (sn.Sigmoid, sn.Tanh, sn.SiLU, sn.GELU, sn.Softmax, sn.Identity):
+        yield smooth.__name__, smooth(), x, False, {}
     yield "AvgPool2d", sn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), x, False, {}
     yield "GlobalAvgPool2d", sn.GlobalAvgPool2d(), x, False, {}
     yield "Flatten", sn.Flatten(), x, False, {}
@@ -46,6 +62,10 @@ def catalogue(rng):
     yield "Dropout", sn.Dropout(0.4, rng=rng), x, True, {}
     yield "Residual", shortcut, x, True, {}
     yield "cross entropy", loss, rng.standard_normal((4, 5)), False, {}
+    yield "weighted cross entropy", weighted, rng.standard_normal((4, 5)), False, {}
+    yield "squared error", squared, rng.standard_normal((4, 5)), False, {}
+    yield "absolute error", absolute, numbers + away_from_kinks(4, 5), False, {}
+    yield "binary cross entropy", binary, rng.standard_normal((4, 5)), False, {}
     try:
         from models import MobileNetV2
     except ImportError:

@@ -14,6 +14,7 @@ The mask multiplies, so an infinite dy becomes NaN where x was held (0 · ∞): 
 from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import get_array_module
+from scratchnet.layers.arguments import ignore_inplace
 from scratchnet.module import Parameterless
 
 
@@ -56,7 +57,18 @@ RELU = kernels.Pair(relu_forward, relu_backward)
 RELU6 = kernels.Pair(relu6_forward, relu6_backward)
 
 
-class ReLU(Parameterless):
+class Activation(Parameterless):
+    """A layer that takes each number of x, of any shape, by itself.
+
+    Args:
+        inplace: PyTorch's; accepted and ignored, since no layer writes into its input.
+    """
+
+    def __init__(self, inplace=False):
+        ignore_inplace(type(self).__name__, inplace)
+
+
+class ReLU(Activation):
     """Clip x, of any shape, at 0 from below. Raises TypeError for anything but a floating-point array."""
 
     def pair(self, kind):
@@ -64,7 +76,7 @@ class ReLU(Parameterless):
         return kernels.choose(RELU, kind)
 
 
-class ReLU6(Parameterless):
+class ReLU6(Activation):
     """Clip x, of any shape, to [0, 6]. Raises TypeError for anything but a floating-point array."""
 
     takes_bfloat16 = True

@@ -29,11 +29,12 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps
 from scratchnet.device import get_array_module, kind_of
+from scratchnet.layers.arguments import DEVICE, pytorch_arguments
 from scratchnet.layers.blocks import block_diagonal, diagonal_blocks
 from scratchnet.layers.init import fan_out_normal
 from scratchnet.module import Module, Parameter
 from scratchnet.parameter import add_gradients
-from scratchnet.windows import add_col2im, copy_im2col, is_count, output_size, pair, require_room, taps
+from scratchnet.windows import add_col2im, copy_im2col, is_count, output_size, padding_of, pair, require_room, taps
 
 
 def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  # (CONV.1)
@@ -163,8 +164,14 @@ def _out_size(x, weight_shape, stride, padding, dilation):
     return tuple(map(output_size, x.shape[1:3], weight_shape[2:], stride, padding, dilation))
 
 
+@pytorch_arguments(
+    padding_mode=(("zeros",), "pad x before, with np.pad(x, …, mode='reflect'), say, and convolve with padding=0"),
+    device=DEVICE,
+)
 class Conv2d(Module):
     """Convolution of (N, in_channels, H, W) with any kernel size, stride, padding, dilation and number of groups.
+
+    `padding` may be PyTorch's "same" (y as large as x, for stride 1) or "valid" (none), too.
 
     Attributes:
         weight: (out_channels, in_channels/groups, KH, KW), from N(0, 2/fan_out) (`init.fan_out_normal`).
@@ -181,8 +188,8 @@ class Conv2d(Module):
     ):  # fmt: skip
         self.kernel_size = pair(kernel_size, "Conv2d: kernel_size", 1)
         self.stride = pair(stride, "Conv2d: stride", 1)
-        self.padding = pair(padding, "Conv2d: padding", 0)
         self.dilation = pair(dilation, "Conv2d: dilation", 1)
+        self.padding = padding_of(padding, "Conv2d: padding", self.kernel_size, self.stride, self.dilation)
         for what, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if not (is_count(groups) and is_count(channels) and channels % groups == 0):
                 got = f"{channels} and groups {groups}"

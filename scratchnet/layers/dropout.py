@@ -13,6 +13,7 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix, drawn
 from scratchnet.device import device_of
+from scratchnet.layers.arguments import ignore_inplace
 from scratchnet.module import Module
 from scratchnet.parallel import ranks
 
@@ -34,16 +35,20 @@ class Dropout(Module):
 
     Args:
         p: in [0, 1).
-        rng: the numpy.random.Generator that draws the masks, on the CPU on every device, so that a run can be repeated.
+        inplace: PyTorch's; accepted and ignored, since no layer writes into its input.
+        rng: the numpy.random.Generator that draws the masks, on the CPU on every device, so that a run can be repeated;
+            a fresh one where none is given, and then it cannot. Several ranks need one of the same seed on each.
 
     Raises:
         ValueError: p is outside [0, 1).
-        TypeError: rng is no numpy.random.Generator.
+        TypeError: rng is no numpy.random.Generator; inplace is no bool.
     """
 
-    def __init__(self, p=0.5, *, rng):
+    def __init__(self, p=0.5, inplace=False, *, rng=None):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), got {p!r}")
+        ignore_inplace("Dropout", inplace)
+        rng = np.random.default_rng() if rng is None else rng
         if not isinstance(rng, np.random.Generator):
             raise TypeError(f"Dropout: rng must be a numpy.random.Generator, got {type(rng).__name__}")
         self.p, self.rng = float(p), rng  # a NumPy scalar would make float32 float64

@@ -6,6 +6,7 @@
     dX    = Wᵀ · dY             since ∂Y[o, n]/∂X[f, n] = W[o, f]                            (LIN.4)
 
 (LIN.1) is a 1×1 convolution of a picture with one pixel. Flatten computes nothing: it only names (c, h, w) one index f.
+Identity does not even do that.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from scratchnet import kernels
 from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.device import kind_of
+from scratchnet.layers.arguments import DEVICE, accept, pytorch_arguments
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
 from scratchnet.parameter import add_gradients
@@ -38,6 +40,7 @@ def linear_backward(dy, cache):
     return as_images(dx), dweight, dbias
 
 
+@pytorch_arguments(device=DEVICE)
 class Linear(Module):
     """A weighted sum of the features for each output: (N, in_features) -> (N, out_features).
 
@@ -85,7 +88,15 @@ class Linear(Module):
 
 
 class Flatten(Module):
-    """Name (c, h, w) one index, c·H·W + h·W + w as in PyTorch: (N, C, H, W) -> (N, C·H·W), a view when channel-major."""
+    """Name (c, h, w) one index, c·H·W + h·W + w as in PyTorch: (N, C, H, W) -> (N, C·H·W), a view when channel-major.
+
+    `start_dim` and `end_dim` are PyTorch's; any but 1 and the last raise ValueError.
+    """
+
+    def __init__(self, start_dim=1, end_dim=-1):
+        instead = "only all axes behind the batch's become one: for others reshape in a module of your own"
+        accept("Flatten", "start_dim", start_dim, (1,), instead)
+        accept("Flatten", "end_dim", end_dim, (-1,), instead)
 
     def forward(self, x):
         """Reshape x; any shape (N, C, …) with at least two axes."""
@@ -99,3 +110,21 @@ class Flatten(Module):
         """Return dx, of x's shape."""
         shape = self.take_cache(dy)
         return as_images(as_maps(dy).reshape(shape))
+
+
+class Identity(Module):
+    """Hand x, of any shape (N, C, …), on as it is: stands where a layer was or may come. Takes any arguments."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def forward(self, x):
+        """Return x itself."""
+        self.require(x)
+        self.save_cache(None, x)
+        return x
+
+    def backward(self, dy):
+        """Return dy itself."""
+        self.take_cache(dy)
+        return dy

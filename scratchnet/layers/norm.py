@@ -44,6 +44,7 @@ import numpy as np
 from scratchnet import kernels, together
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import kind_of
+from scratchnet.layers.arguments import DEVICE, pytorch_arguments
 from scratchnet.module import Module, Parameter
 from scratchnet.parallel import ranks
 from scratchnet.parallel.ranks import moments_to_track, pooled_moments, pooled_sums
@@ -135,6 +136,14 @@ FROZEN_BATCH_NORM = kernels.Pair(frozen_batch_norm_forward, frozen_batch_norm_ba
 TRACK = kernels.Pair(track_all)
 
 
+@pytorch_arguments(
+    affine=((True,), "weight is 1 and bias 0 at first: leave them out of the optimizer's parameters and they stay so"),
+    track_running_stats=(
+        (True,),
+        "eval() normalises by the running statistics, train() by the batch's: stay in train()",
+    ),
+    device=DEVICE,
+)
 class BatchNorm2d(Module):
     """Batch normalisation of (N, C, H, W) over N, H and W, with running statistics for eval mode.
 
