@@ -136,6 +136,7 @@ EXPAND, DEPTHWISE, PROJECT = conv(3, 6, 1, bias=False), conv(6, 6, 3, padding=1,
 BLOCK = (EXPAND, norm(6), sn.ReLU6, DEPTHWISE, norm(6), sn.ReLU6, PROJECT)
 STEM = (conv(4, 6, (3, 2), **ODD, bias=False), norm(6), sn.ReLU6)
 X = (2, 4, 5, 3)
+THIN, EVEN = conv(4, 3, 1, bias=False), conv(4, 4, 1, bias=False)
 PROJECTIONS = [chain(conv(4, 3, 1, bias=False), norm(3)) for _ in "ab"]
 INNER = chain(norm(3), chain(sn.Sequential, conv(3, 2, 3, padding=1), container=sn.Concat), conv(5, 4, 1))
 NESTED = chain(sn.Sequential, INNER, container=sn.Concat)
@@ -199,11 +200,11 @@ ROWS = [
     Row("shortcut with a convolution", resnet_block, (5, 4, 3, 2)),
     Row("projections added", chain(*PROJECTIONS, container=sn.Add), (5, 4, 3, 2)),
     Row("add", chain(conv(4, 3, 1), conv(4, 3, 3, padding=1), conv(4, 3, 1), container=sn.Add), X),
-    Row("concat", chain(conv(4, 3, 1), sn.Sequential, conv(4, 2, 3, padding=1), container=sn.Concat), X),
+    Row("concat", chain(THIN, sn.Sequential, conv(4, 2, 3, padding=1, bias=False), container=sn.Concat), X),
     Row("concat of features", chain(linear(7, 2), linear(7, 3, bias=False), container=sn.Concat), (3, 7)),
     Row("concat in concat", chain(conv(4, 3, 1), NESTED), X),
-    Row("multiply", chain(conv(4, 4, 1), conv(4, 1, 3, padding=1), sn.Sequential, container=sn.Multiply), X),
-    Row("squeeze and excitation", chain(conv(4, 4, 1), EXCITED), X),
+    Row("multiply", chain(EVEN, conv(4, 1, 3, padding=1, bias=False), sn.Sequential, container=sn.Multiply), X),
+    Row("squeeze and excitation", chain(EVEN, EXCITED), X),
     Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),
     Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
 ]

@@ -3,10 +3,13 @@
 import copy
 import gc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conformance import close, resnet_block, step
+from device import halved, on_the_host
+from hostmodule import has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Scale
@@ -15,6 +18,7 @@ from strategies import in_layout, layouts, normal, rngs, shapes
 
 import scratchnet as sn
 from scratchnet import reference_more
+from scratchnet.array import to_device
 from scratchnet.fused.block import BlockStep
 from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.project import ProjectStep
@@ -24,6 +28,7 @@ from scratchnet.plan import Fork, Join, LayerStep, Turn, plan
 from scratchnet.program.memory import bytes_per_picture, too_large
 from scratchnet.trace import table, trace, trace_step
 from scratchnet.training.guard import first_bad_layer
+from scratchnet.training.trainer import train_step
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 4, 6, 8))
@@ -676,3 +681,72 @@ def test_a_subclass_with_its_own_forward_stays_one_layer():
     assert kinds(net) == [(LayerStep, ("0",)), (LayerStep, ("1",))]
     assert sn.gradcheck(net, X[:, :, :3, :2]).worst < 1e-12
     assert plan(net[0]).steps[0].layers == (net[0],)
+
+
+# On a GPU: the stand-in ---------------------------------------------------------------------------------------------------
+
+
+def on_the_device():
+    """(N, 3, 8, 8) -> (N, 5) by every join: a skip, an excitation, a sum of two projections."""
+    make = {"bias": False, "rng": np.random.default_rng(2)}
+    gate = sn.Sequential(sn.GlobalAvgPool2d(), sn.Conv2d(7, 7, 1, **make), sn.ReLU6())
+    branches = [sn.Sequential(sn.Conv2d(7, 4, 1, **make), sn.BatchNorm2d(4)) for _ in "ab"]
+    return sn.Sequential(
+        sn.Conv2d(3, 4, 3, 2, 1, **make), sn.BatchNorm2d(4), sn.ReLU6(),
+        sn.Concat(sn.Sequential(), sn.Sequential(sn.Conv2d(4, 3, 3, 1, 1, **make), sn.BatchNorm2d(3), sn.ReLU6())),
+        sn.Multiply(sn.Sequential(), gate), sn.Add(*branches), *head(4, np.float32),
+    ).to("cuda")  # fmt: skip
+
+
+@pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
+@pytest.mark.parametrize("stored", [False, True], ids=["float32", "bfloat16"])
+def test_recorded_steps_have_the_bits_of_eager_ones(gemm, standin, stored):
+    if stored:
+        pytest.importorskip("ml_dtypes")
+    results = []
+    for record in (False, True):
+        model, criterion = randomised(on_the_device().to("cpu"), seed=4).to("cuda"), sn.CrossEntropyLoss()
+        optimizer = sn.SGD(model.named_parameters(), lr=0.01)
+        recorded, found = sn.RecordedStep(model, criterion), {}
+        standin.counts.clear()
+        for k in range(6):
+            x = normal(np.random.default_rng(k), (6, 3, 8, 8), np.float32)
+            x = halved(x) if stored else in_layout(x, "channel-major")
+            given = to_device(x, "cuda"), to_device(np.arange(6) % 5, "cuda")
+            loss, logits = recorded(*given) if record else train_step(model, criterion, optimizer, *given)
+            optimizer.step() if record else None
+            found |= {f"loss {k}": loss, f"logits {k}": logits}
+        assert recorded.why_not is None and standin.counts["graph"] == 5 * record
+        results.append(on_the_host(found | model.state_dict()))
+    eager, replayed = results
+    assert [name for name in eager if eager[name].tobytes() != replayed[name].tobytes()] == []
+    assert len({float(eager[f"loss {k}"]) for k in range(6)}) == 6
+
+
+@pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
+def test_joins_copy_nothing_and_wait_for_nothing(standin):
+    """A concatenation is a launch a branch, and its backward only views."""
+    net = sn.Concat(sn.Sequential(), sn.Sequential(), sn.Sequential())
+    x = to_device(in_layout(X, "channel-major"), "cuda")
+    standin.counts.clear()
+    y = net(x)
+    assert +standin.counts == {"launch": 3}
+    standin.counts.clear()
+    net.backward(y)
+    assert +standin.counts == {"launch": 2}  # the sum of three
+
+
+# README -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_that_readme_shows_computes_what_it_says():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    (shown,) = [block for block in blocks if "sn.Concat(" in block]
+    assert len(shown.splitlines()) == 6
+    names = {"sn": sn, "rng": np.random.default_rng(0), "x": X[:, :3].astype(np.float32)}
+    exec(shown, names)  # noqa: S102 (it is ours)
+    assert names["scores"].shape == (2, 10, 6, 8)
+    network = names["network"]
+    assert network.backward(names["scores"]).shape == names["x"].shape
+    assert "(8, 10, 32, 32)" in shown and network(np.ones((8, 3, 32, 32), np.float32)).shape == (8, 10, 32, 32)
