@@ -98,7 +98,7 @@ class Fork(MarkStep):
 
     def hand_back(self, gradients, last):
         """Keep the gradient of each branch's result until backward gets there; returns that of the last."""
-        self._kept, self._total = dict(enumerate(gradients)), None
+        self._kept = dict(enumerate(gradients))
         for branch in range(self.of):
             if branch not in self.walked:
                 self._add(self._kept.pop(branch))

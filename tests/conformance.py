@@ -197,7 +197,7 @@ ROWS = [
     Row("depthwise, batch norm, ReLU6 in slabs", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3), cut=True),
     Row("projection", chain(conv(4, 3, 1, bias=False), norm(3)), X),
     Row("projection with shortcut", chain(conv(4, 4, 1, bias=False), norm(4), container=sn.Residual), X),
-    Row("shortcut with a convolution", resnet_block, (5, 4, 3, 2)),
+    Row("shortcut with a convolution", resnet_block, (5, 4, 7, 3)),
     Row("projections added", chain(*PROJECTIONS, container=sn.Add), (5, 4, 3, 2)),
     Row("add", chain(conv(4, 3, 1), conv(4, 3, 3, padding=1), conv(4, 3, 1), container=sn.Add), X),
     Row("concat", chain(THIN, sn.Sequential, conv(4, 2, 3, padding=1, bias=False), container=sn.Concat), X),
