@@ -18,7 +18,8 @@ from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
 from scratchnet.layers.dropout import Dropout
 from scratchnet.fused.inference import fold_batch_norm
 from scratchnet.plan import Plan, plan
-from scratchnet.sequential import Residual, Sequential
+from scratchnet.sequential import Sequential
+from scratchnet.branches import Add, Concat, Multiply, Residual
 from scratchnet.kernels import use_kernels
 from scratchnet.kernels.cpu.buffers import free_memory
 from scratchnet.parallel import ranks
@@ -30,7 +31,8 @@ from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck
 __version__ = "0.1.0"
 __all__ = [
     "DeviceError", "as_images", "as_matrix", "get_array_module", "to_device",
-    "Module", "Parameter", "Sequential", "Residual", "Plan", "plan", "fold_batch_norm",
+    "Module", "Parameter", "Sequential", "Plan", "plan", "fold_batch_norm",
+    "Residual", "Add", "Concat", "Multiply",
     "Flatten", "Identity", "Linear", "ReLU", "ReLU6", "BatchNorm2d", "Conv2d",
     "GELU", "SiLU", "Sigmoid", "Softmax", "Tanh", "Hardsigmoid", "Hardswish", "LeakyReLU",
     "CrossEntropyLoss", "BCEWithLogitsLoss", "L1Loss", "MSELoss",

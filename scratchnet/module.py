@@ -224,7 +224,8 @@ class Module(OneShotCache):
 
     def __repr__(self):
         children = [f"  ({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
-        inside = "\n" + "\n".join(children) + "\n" if children else self.extra_repr()
+        extra = self.extra_repr()
+        inside = "\n".join(["", *[f"  {extra}"] * bool(extra), *children, ""]) if children else extra
         return f"{type(self).__name__}({inside})"
 
 

@@ -1,15 +1,12 @@
 """The plan: which steps a chain of layers becomes. It says what will run before it runs, and is what runs.
 
-A network is a chain of layers, with shortcuts around some of them (`Module.chain`). Most of its time goes into a few groups
-of neighbours that are computed faster together than one by one, each with a derivation of its own (`fused/`). A plan
-replaces such neighbours by one step, chosen from the table FUSIONS, and leaves every other layer a step by itself. Forward
-walks the steps in order, backward in reverse: that is the chain rule.
+A network is a chain of layers, with marks where branches begin and end (`Module.chain`, steps.py). Most of its time goes
+into a few groups of neighbours that are computed faster together than one by one, each with a derivation of its own
+(`fused/`). A plan replaces such neighbours by one step, chosen from the table FUSIONS, and leaves every other layer a step
+by itself. Forward walks the steps in order, backward in reverse: that is the chain rule.
 """
 
-from contextlib import nullcontext
-
 from scratchnet import device, kernels, together
-from scratchnet.cache import located
 from scratchnet.fused.block import BlockStep
 from scratchnet.fused.dense import DenseStep
 from scratchnet.fused.depthwise import DepthwiseStep
@@ -18,8 +15,13 @@ from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.pointwise import PointwiseStep
 from scratchnet.fused.program import ProgramStep, joined
 from scratchnet.fused.project import ProjectStep
-from scratchnet.layers.shortcut import ShortcutMark, add, require_same
+from scratchnet.layers.join import Mark
 from scratchnet.parallel.threads import computing
+from scratchnet.steps import Fork as Fork
+from scratchnet.steps import Join as Join
+from scratchnet.steps import LayerStep as LayerStep
+from scratchnet.steps import Turn as Turn
+from scratchnet.steps import is_ours
 
 # how many layers, and the step for them; the first that fits is taken
 FUSIONS: tuple = (
@@ -34,86 +36,6 @@ FUSIONS: tuple = (
     (3, FoldedStep),
     (2, FoldedStep),
 )
-
-
-class LayerStep:
-    """A layer by itself."""
-
-    def __init__(self, name, layer):
-        self.names, self.layers = (name,), (layer,)
-        self._way = nullcontext if _is_ours(layer) else together.at_once
-
-    def pair(self, kind):
-        """The pair that computes the layer; None where it does not say."""
-        return self.layers[0].pair(kind)
-
-    def parameters(self):
-        """(name, Parameter) pairs of the layer."""
-        return self.layers[0].named_parameters()
-
-    def forward(self, x):
-        """The layer's own forward."""
-        with located(self.names[0]), self._way():
-            return self.layers[0].forward(x)
-
-    def backward(self, dy):
-        """The layer's own backward."""
-        with located(self.names[0]), self._way():
-            return self.layers[0].backward(dy)
-
-
-class Fork(LayerStep):
-    """Where a shortcut begins: x is handed on, and kept for the end. Its layer is the `Residual`."""
-
-    kept = None
-    opens = True
-
-    def parameters(self):
-        """None of its own."""
-        return ()
-
-    def pair(self, kind):
-        """Nothing is computed forward; backward adds."""
-
-    def forward(self, x):
-        """Keep x."""
-        self.kept = x
-        return x
-
-    def backward(self, dx):
-        """Add what comes through the shortcut to what comes through the layers (SHORT.2)."""
-        return kernels.run(add, self.take(), dx)
-
-    def take(self):
-        """What was kept, once."""
-        kept, self.kept = self.kept, None
-        return kept
-
-
-class Join(Fork):
-    """Where the shortcut that began at `fork` ends."""
-
-    opens = False
-
-    def __init__(self, name, layer, fork):
-        super().__init__(name, layer)
-        self.fork = fork
-
-    def pair(self, kind):
-        """The sum."""
-        return kernels.choose(kernels.Pair(add), kind)
-
-    def forward(self, y):
-        """Add what went in to what came out (SHORT.1)."""
-        x = self.fork.take()
-        with located(self.names[0]):
-            require_same(self.layers[0].name, x, y.shape, y.dtype)
-            return kernels.run(add, x, y)
-
-    def backward(self, dy):
-        """Hand dy on, and keep it for where the shortcut begins."""
-        self.fork.kept = dy
-        return dy
 
 
 class Plan:
@@ -135,20 +57,18 @@ class Plan:
         self.kind = kind
         self._rounded: dict = {}  # from a forward to its backward
         self.steps: list = []
-        chain, forks = list(chain), []
+        chain = list(chain)
+        forks: list[Fork] = []  # whose branches are open
         refuse_twice(chain)
         while chain:
             name, layer = chain[0]
             count, step = 1, None
-            if isinstance(layer, ShortcutMark):
-                if layer.opens:
-                    forks.append(step := Fork(name, layer.residual))
-                else:
-                    step = Join(name, layer.residual, forks.pop())
+            if isinstance(layer, Mark):
+                step = _at_mark(name, layer, forks)
             elif fuse:
                 count, step = _fused(chain, kind)
-                if isinstance(chain[count - 1][1], ShortcutMark):  # it ends within the step
-                    step.fork = forks.pop()
+                if isinstance(chain[count - 1][1], Mark):  # branches end within the step
+                    step.end_branches(forks.pop())
             self.steps.append(step or LayerStep(name, layer))
             chain = chain[count:]
         if fuse:
@@ -156,7 +76,7 @@ class Plan:
 
     def forward(self, x):
         """y of the whole chain."""
-        layers = [layer for step in self.steps for layer in step.layers if _is_ours(layer)]
+        layers = [layer for step in self.steps for layer in step.layers if is_ours(layer)]
         self._rounded = together.rounded(self.kind, layers)
         with computing(), together.walking(self.kind, self._rounded):
             for step in self.steps:
@@ -180,11 +100,6 @@ class Plan:
         )
 
 
-def _is_ours(layer):
-    """Whether a layer is the library's: one of someone else's may change its weights, or look at its gradients."""
-    return type(layer).__module__.startswith("scratchnet.")
-
-
 def plan(model, fuse=True):
     """What `model` runs in the modes that its layers are in; `print` shows a line a step.
 
@@ -202,7 +117,7 @@ def plan(model, fuse=True):
 
 def signature(chain, kind):
     """What a plan holds for: as long as this stays equal, the plan does."""
-    facts = [(name, layer, () if isinstance(layer, ShortcutMark) else layer.facts()) for name, layer in chain]
+    facts = [(name, layer, () if isinstance(layer, Mark) else layer.facts()) for name, layer in chain]
     return kind, kernels.enabled(), facts
 
 
@@ -210,7 +125,8 @@ def refuse_twice(chain):
     """Raise ValueError where a layer stands in two places of a chain."""
     seen: dict = {}
     for name, layer in chain:
-        if not isinstance(layer, ShortcutMark) and (first := seen.setdefault(id(layer), name)) != name:
+        layer = layer.container if isinstance(layer, Mark) else layer
+        if (first := seen.setdefault(id(layer), name)) != name:
             raise ValueError(
                 f"{name} is the same {layer.name} object as {first}, and one forward of a layer serves one backward: "
                 "make two"
@@ -245,6 +161,14 @@ def joined_names(names):
     while len({tuple(name[: same + 1]) for name in split}) == 1:
         same += 1
     return ".".join([*split[0][:same], "{" + ",".join(".".join(name[same:]) for name in split) + "}"])
+
+
+def _at_mark(name, mark, forks):
+    """The step of a mark; forks are those whose branches are still open."""
+    if mark.place == "open":
+        forks.append(Fork(name, mark))
+        return forks[-1]
+    return Turn(name, mark, forks[-1]) if mark.place == "turn" else Join(name, mark, forks.pop())
 
 
 def _fused(chain, kind):

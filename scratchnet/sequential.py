@@ -1,14 +1,13 @@
-"""Containers: layers in a chain, and a chain with a shortcut around it.
+"""The container of layers in a chain.
 
 The chain rule for y = fₙ(…f₂(f₁(x))) is dx = J₁ᵀ J₂ᵀ … Jₙᵀ dy: backward calls the layers in the reverse order and hands
-each result on. At a fork the gradients of both ways add (layers/shortcut.py). In which steps the layers are called is a
+each result on. Where there are branches (branches.py) marks stand in the chain. In which steps the layers are called is a
 `Plan`, made at the first forward and kept until something changes that it depends on.
 """
 
 from scratchnet.device import is_array, kind_of
 from scratchnet.fused.inference import fold_batch_norm
 from scratchnet.kernels import enabled
-from scratchnet.layers.shortcut import ShortcutMark
 from scratchnet.module import Module
 from scratchnet.plan import Plan, refuse_twice, signature
 
@@ -102,19 +101,5 @@ class Sequential(Module):
 
 def _is_ours(kind):
     """Whether what its plan depends on is what its modules hold: a class of someone else's may find it elsewhere."""
-    methods = [getattr(kind, name, None) for name in ("facts", "chain", "inside")]
+    methods = [getattr(kind, name, None) for name in ("facts", "chain", "inside", "branches", "behind")]
     return all(method is None or method.__module__.startswith("scratchnet.") for method in methods)
-
-
-class Residual(Sequential):
-    """A shortcut around its layers: y = x + f(x) (He et al. 2016, eq. 1), so dx = dy + Jᵀ dy.
-
-    Raises:
-        ValueError: f changes the shape or the dtype, so that there is nothing to add to.
-    """
-
-    def inside(self, prefix=""):
-        """The layers' chains between the two ends of the shortcut."""
-        yield prefix, ShortcutMark(self, opens=True)
-        yield from super().inside(prefix)
-        yield prefix, ShortcutMark(self, opens=False)

@@ -9,13 +9,17 @@ import numpy as np
 
 from scratchnet import device
 from scratchnet.array import to_device
+from scratchnet.layers.join import SUM
 from scratchnet.module import Module
 from scratchnet.parallel.threads import computing
-from scratchnet.plan import LayerStep, aligned, plan, step_row
+from scratchnet.plan import Fork, Join, LayerStep, Turn, aligned, plan, step_row
 
 
 class Step(NamedTuple):
-    """One layer's line: shapes without the batch axis, multiply-adds of one picture."""
+    """The line of a layer, or of a join that is no sum: shapes without the batch axis, all counts for one picture.
+
+    `kept` is how many numbers branches that are not joined yet keep beside the layer's own x and y.
+    """
 
     name: str
     layer: str
@@ -23,6 +27,7 @@ class Step(NamedTuple):
     shape_out: tuple
     parameters: int
     multiply_adds: int
+    kept: int = 0
 
 
 def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Step]:
@@ -36,13 +41,20 @@ def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Ste
     modes = [(module, module.training, module.saves) for _, module in model.named_modules()]
     where = next((device.device_of(parameter.data) for parameter in model.parameters()), "cpu")
     lines: list[Step] = []
+    kept: list[int] = []  # numbers, for each container with branches around
     try:
         model.eval()
         x = to_device(np.zeros((1, *picture), dtype), where)
         for step in plan(model, fuse=False).steps:
             y = step.forward(x)
-            if type(step) is LayerStep:  # the ends of a shortcut are no layers
-                lines.append(_line(step.names[0], step.layers[0], x, y))
+            if type(step) is LayerStep or isinstance(step, Join) and step.layers[0].joined_by is not SUM:
+                lines.append(_line(step, x, y, sum(kept)))
+            if isinstance(step, Fork):
+                kept.append(x.size)
+            elif isinstance(step, Join):
+                kept.pop()
+            elif isinstance(step, Turn):
+                kept[-1] += x.size
             x = y
     finally:
         for module, training, saves in modes:
@@ -50,10 +62,11 @@ def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Ste
     return lines
 
 
-def _line(name, layer, x, y):
-    parameters = sum(parameter.data.size for parameter in layer.parameters())
+def _line(step, x, y, kept):
+    (name,), (layer,) = step.names, step.layers
+    parameters = sum(parameter.data.size for _, parameter in step.parameters())
     macs = y.size // len(y) * layer.multiply_adds if hasattr(layer, "multiply_adds") else 0
-    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs)
+    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs, kept)
 
 
 class TimedStep(NamedTuple):

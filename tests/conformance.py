@@ -139,6 +139,17 @@ def block(ins, outs, t, stride):
     return lambda rng, dtype: inverted_residual(ins, outs, t, stride, True, dtype=dtype, rng=rng)
 
 
+def resnet_block(rng, dtype):
+    """With torchvision's names."""
+    make = {"bias": False, "dtype": dtype, "rng": rng}
+    layers = {
+        "conv1": sn.Conv2d(4, 3, 3, 2, 1, **make), "bn1": sn.BatchNorm2d(3, dtype=dtype), "relu1": sn.ReLU(),
+        "conv2": sn.Conv2d(3, 3, 3, 1, 1, **make), "bn2": sn.BatchNorm2d(3, dtype=dtype), "relu2": sn.ReLU(),
+        "downsample": sn.Sequential(sn.Conv2d(4, 3, 1, 2, **make), sn.BatchNorm2d(3, dtype=dtype)),
+    }  # fmt: skip
+    return sn.Residual(layers, shortcut="downsample", after="relu2")
+
+
 def named(rng, dtype):
     inner = sn.Sequential({"conv": sn.Conv2d(4, 3, 1, dtype=dtype, rng=rng), "pool": sn.GlobalAvgPool2d()})
     return sn.Sequential({"features": inner, "flatten": sn.Flatten(), "head": sn.Linear(3, 2, dtype=dtype, rng=rng)})
@@ -151,6 +162,11 @@ EXPAND, DEPTHWISE, PROJECT = conv(3, 6, 1, bias=False), conv(6, 6, 3, padding=1,
 BLOCK = (EXPAND, norm(6), sn.ReLU6, DEPTHWISE, norm(6), sn.ReLU6, PROJECT)
 STEM = (conv(4, 6, (3, 2), **ODD, bias=False), norm(6), sn.ReLU6)
 X = (2, 4, 5, 3)
+THIN, EVEN = conv(4, 3, 1, bias=False), conv(4, 4, 1, bias=False)
+PROJECTIONS = [chain(conv(4, 3, 1, bias=False), norm(3)) for _ in "ab"]
+INNER = chain(norm(3), chain(sn.Sequential, conv(3, 2, 3, padding=1), container=sn.Concat), conv(5, 4, 1))
+NESTED = chain(sn.Sequential, INNER, container=sn.Concat)
+EXCITED = chain(sn.Sequential, chain(sn.GlobalAvgPool2d, conv(4, 2, 1), conv(2, 4, 1)), container=sn.Multiply)
 
 ROWS = [
     Row("pointwise", conv(4, 3, 1), X),
@@ -239,6 +255,14 @@ ROWS = [
     Row("depthwise, batch norm, ReLU6 in slabs", chain(DEPTHWISE, norm(6), sn.ReLU6), (4, 6, 5, 3), cut=True),
     Row("projection", chain(conv(4, 3, 1, bias=False), norm(3)), X),
     Row("projection with shortcut", chain(conv(4, 4, 1, bias=False), norm(4), container=sn.Residual), X),
+    Row("shortcut with a convolution", resnet_block, (5, 4, 7, 3)),
+    Row("projections added", chain(*PROJECTIONS, container=sn.Add), (5, 4, 3, 2)),
+    Row("add", chain(conv(4, 3, 1), conv(4, 3, 3, padding=1), conv(4, 3, 1), container=sn.Add), X),
+    Row("concat", chain(THIN, sn.Sequential, conv(4, 2, 3, padding=1, bias=False), container=sn.Concat), X),
+    Row("concat of features", chain(linear(7, 2), linear(7, 3, bias=False), container=sn.Concat), (3, 7)),
+    Row("concat in concat", chain(conv(4, 3, 1), NESTED), X),
+    Row("multiply", chain(EVEN, conv(4, 1, 3, padding=1, bias=False), sn.Sequential, container=sn.Multiply), X),
+    Row("squeeze and excitation", chain(EVEN, EXCITED), X),
     Row("large", chain(*BLOCK, container=sn.Residual), (20, 3, 17, 16), samples=3, methods=SMOOTH[:1], ulps=256),
     Row("large in slabs", chain(*BLOCK), (20, 3, 17, 16), cut=True, samples=3, methods=SMOOTH[:1], ulps=256),
 ]

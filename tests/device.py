@@ -39,6 +39,10 @@ TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the la
     "projection": 4,
     "projection with shortcut": 4,
     "block with shortcut": 16,
+    "projections added": 4,
+    "concat": 4,
+    "multiply": 8,
+    "squeeze and excitation": 8,
     "block, stride": 16,
     "block in slabs": 16,
 }

@@ -10,6 +10,7 @@ import numpy as np
 from strategies import kink_free
 
 import scratchnet as sn
+from scratchnet.kernels import Pair
 from scratchnet.layers.activation import relu_backward, relu_forward
 from scratchnet.layers.conv import conv2d_backward, conv2d_forward, depthwise_backward, grouped_backward
 from scratchnet.layers.linear import linear_backward, linear_forward
@@ -54,6 +55,14 @@ def net():
     return randomised(sn.Sequential({"stem": sn.Conv2d(4, 4, 1, rng=rng), "block": block, "head": head}))
 
 
+def around():
+    return sn.Residual(conv(4, 3, 3, padding=1), norm(3), shortcut=conv(4, 3, 1))
+
+
+def excited():
+    return sn.Multiply(sn.Sequential(), sn.Sequential(sn.GlobalAvgPool2d(), conv(4, 4, 1)))
+
+
 LABELS = np.array([2, 0, 4])
 
 
@@ -83,6 +92,11 @@ RIGHT = {
     "Dropout eval": (lambda: dropout().eval(), draw()),
     "Sequential": (net, draw()),
     "Residual": (lambda: sn.Residual(norm(), sn.Sequential(conv(4, 4, 1))), draw()),
+    "Residual with a shortcut": (around, draw()),
+    "Add": (lambda: sn.Add(conv(4, 3, 1), conv(4, 3, 3, padding=1), conv(4, 3, 1)), draw()),
+    "Concat": (lambda: sn.Concat(norm(), sn.Sequential(), conv(4, 2, 1)), draw()),
+    "Multiply": (lambda: sn.Multiply(sn.Sequential(), norm(), conv(4, 1, 1)), draw()),
+    "Multiply, repeated": (excited, draw()),
     "a pair: cross_entropy": (lambda: (cross_entropy, cross_entropy_backward), draw(3, 5)),
     "a pair: relu": (lambda: (relu_forward, relu_backward), draw()),
     "a pair: linear": (lambda: (linear_forward, linear_backward), (draw(3, 7), draw(5, 7), draw(5))),
@@ -239,6 +253,22 @@ def no_shortcut(self, dy):
 def only_shortcut(self, dy):
     sn.Residual.backward(self, dy)
     return dy
+
+
+def joined(container, backward):
+    """The container, joining with another backward: (dy, what the right one gives, cache) -> a gradient for each branch."""
+    forward, right = container.joined_by[:2]
+    pair = Pair(forward, lambda dy, cache: tuple(backward(dy, right(dy, cache), cache)))
+    container.__class__ = type(type(container).__name__, (type(container),), {"joined_by": pair})
+    return container
+
+
+def mean_of_repeats(dy, gradients, cache):
+    return [g * np.prod(np.array(g.shape) / dy.shape) for g in gradients]
+
+
+def own_factor(dy, gradients, cache):
+    return [dy * sn.as_images(part) for part in cache]
 
 
 def forward_order(self, dy):
@@ -404,6 +434,26 @@ SABOTAGED = {
     "dropout: dy changed in place": (lambda: broken(dropout(), changes_dy), X, "^Dropout: dy was changed in place"),
     "residual: shortcut forgotten": (lambda: broken(sn.Residual(conv(4, 4, 1)), no_shortcut), X, X_WRONG),
     "residual: body forgotten": (lambda: broken(sn.Residual(conv(4, 4, 1)), only_shortcut), X, X_WRONG),
+    "residual: the shortcut's layers forgotten": (
+        lambda: joined(around(), lambda dy, gradients, cache: (0 * dy, dy)), X, X_WRONG,
+    ),
+    "add: shared out": (lambda: joined(sn.Add(norm(), norm()), lambda dy, g, cache: (dy / 2, dy / 2)), X, X_WRONG),
+    "add: the last branch alone": (
+        lambda: joined(sn.Add(norm(), conv(4, 4, 1)), lambda dy, g, cache: (0 * dy, dy)), X, X_WRONG,
+    ),
+    "concat: branches exchanged": (
+        lambda: joined(sn.Concat(norm(), conv(4, 4, 1)), lambda dy, g, cache: g[::-1]), X, X_WRONG,
+    ),
+    "concat: a channel off": (
+        lambda: joined(sn.Concat(norm(), sn.Sequential()), lambda dy, g, cache: [np.roll(v, 1, 1) for v in g]),
+        X, X_WRONG,
+    ),
+    "multiply: as a sum": (lambda: joined(sn.Multiply(norm(), norm()), lambda dy, g, cache: (dy, dy)), X, X_WRONG),
+    "multiply: its own factor": (lambda: joined(sn.Multiply(norm(), conv(4, 4, 1)), own_factor), X, X_WRONG),
+    "multiply: a mean over repeats": (lambda: joined(excited(), mean_of_repeats), X, X_WRONG),
+    "multiply: the gate is a constant": (
+        lambda: joined(excited(), lambda dy, g, cache: (g[0], 0 * g[1])), X, X_WRONG,
+    ),
     "sequential: not reversed": (
         lambda: broken(sn.Sequential(sn.ReLU6(), conv(4, 4, 3, padding=1)), forward_order), X, X_WRONG,
     ),

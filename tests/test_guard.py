@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.sequential import Residual
+from scratchnet.branches import Residual
 from scratchnet.training.guard import bad_parameter, first_bad_layer
 
 RNG = np.random.default_rng(0)

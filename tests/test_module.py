@@ -86,9 +86,9 @@ def test_sequential_names_indexes_and_opens_up():
     assert len(net) == 2 and net[0] is net.a and net[-1] is net.b and net.a[1] is second
     start, *inside, end = list(net.chain())[2:]
     assert list(net.chain())[:2] == [("a.0", first), ("a.1", second)] and inside == [("b.0", third)]
-    assert [(name, mark.residual, mark.opens) for name, mark in (start, end)] == [
-        ("b", net.b, True),
-        ("b", net.b, False),
+    assert [(name, mark.container, mark.place) for name, mark in (start, end)] == [
+        ("b", net.b, "open"),
+        ("b", net.b, "close"),
     ]
     assert [name for name, _ in sn.Sequential(first, third).named_children()] == ["0", "1"]
 

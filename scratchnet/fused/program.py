@@ -85,14 +85,14 @@ def _read(steps):
     whole: tuple = parts, 0  # what ends outside of all shortcuts
     forks: list[int] = []
     for count, step in enumerate(steps, 1):
-        opens = getattr(step, "opens", None)
-        if opens is None:
+        place = getattr(step, "place", None)
+        if place is None:
             more = _with_layers(parts, step, forks)
-        elif opens:
+        elif place == "open":
             forks.append(len(parts))
             more = parts
         else:
-            more = _with_shortcut(parts, step, forks)
+            more = _with_shortcut(parts, step, forks) if getattr(step, "adds_x", False) else None
         if more is None:
             break
         parts = more
@@ -162,7 +162,7 @@ class ProgramStep:
     def rows(self):
         """(dotted names, layers, function, version) of each operation."""
         for part in self.parts:
-            names = [name for step in part.steps if not hasattr(step, "opens") for name in step.names]
+            names = [name for step in part.steps if not hasattr(step, "place") for name in step.names]
             layers = " + ".join(layer.name for step in part.steps for layer in step.layers)
             yield names, layers, f"program: {part.kind}", "compiled"
 

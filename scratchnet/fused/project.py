@@ -3,20 +3,22 @@
     Z = W X                                                                                (PROJ.1)
     y = γ ẑ + β + x₀         with ẑ of (BN.3), and x₀ what went into the block, or nothing  (PROJ.2)
 
-Backward, from dy: dx₀ = dy, since x₀ is added (SHORT.2); dβ, dγ and dz by batch norm's own (BN.5)-(BN.7), then
+Backward, from dy: dx₀ = dy, since x₀ is added (SUM.2); dβ, dγ and dz by batch norm's own (BN.5)-(BN.7), then
     dW = dZ Xᵀ,    dX = Wᵀ dZ                                                              (PROJ.3)
 
 Nothing is won in the mathematics, but passes: to normalise and to add is one, and both products of (PROJ.3) take the same
 few rows of X and dX. A plan puts this in the place of the layers (`ProjectStep`) where a kernel computes it.
 """
 
+from typing import Any
+
 from scratchnet import kernels
 from scratchnet.array import as_images, as_matrix
 from scratchnet.cache import located
 from scratchnet.fused.step import FusedStep
 from scratchnet.layers.conv import Conv2d
+from scratchnet.layers.join import Mark, sum_backward
 from scratchnet.layers.norm import BatchNorm2d, batch_norm_backward, batch_norm_forward
-from scratchnet.layers.shortcut import ShortcutMark, require_same
 
 
 def project_forward(x, weight, gamma, beta, eps, shortcut=None):
@@ -50,16 +52,17 @@ def project_backward(dy, cache):
 
 
 class ProjectStep(FusedStep):
-    """A plain 1×1 convolution, batch norm, and the end of a shortcut where one ends there.
+    """A plain 1×1 convolution, batch norm, and the end of a shortcut, or of any sum of two branches, where one ends there.
 
     Attributes:
-        fork: the plan's step at which that shortcut begins, or None.
+        fork: the plan's step at which the branches begin, or None.
     """
 
     plain = kernels.Pair(project_forward, project_backward)
     pattern = (Conv2d, BatchNorm2d)
     needs_kernel = True
-    fork = None
+    fork: Any = None
+    _branch: Any = None  # which of the two branches it ends
 
     @staticmethod
     def takes(*convs):  # noqa: D102
@@ -69,14 +72,20 @@ class ProjectStep(FusedStep):
     @classmethod
     def matches(cls, layers):  # noqa: D102
         *layers, last = layers
-        ends = isinstance(last, ShortcutMark)
-        return not (ends and last.opens) and super().matches(layers if ends else [*layers, last])
+        if not isinstance(last, Mark):
+            return super().matches([*layers, last])
+        return last.adds_two and super().matches(layers)
 
     def __init__(self, names, layers):
         *plain, last = layers
-        ends = isinstance(last, ShortcutMark)
-        super().__init__(names[: len(self.pattern)], [*plain, last.residual if ends else last])
-        self._end = names[-1]
+        ends = isinstance(last, Mark)
+        super().__init__(names[: len(self.pattern)], [*plain, last.container if ends else last])
+        self._end, self._branch = names[-1], last.branch if ends else None
+
+    def end_branches(self, fork):
+        """The branches that begin at this step of the plan end here."""
+        self.fork = fork
+        fork.walked.add(self._branch)
 
     @property
     def name(self):
@@ -87,9 +96,10 @@ class ProjectStep(FusedStep):
         """What came through the shortcut, or None; checked against y's shape."""
         if not self.fork:
             return None
-        shortcut = self.fork.take()
+        shortcut = self.fork.results()[1 - self._branch]
+        forms = [(shortcut.shape, shortcut.dtype), (shape, x.dtype)]
         with located(self._end):
-            require_same(self.layers[-1].name, shortcut, shape, x.dtype)
+            self.layers[-1].require_fit(forms if self._branch else forms[::-1])
         return shortcut
 
     def compute(self, forward, x):  # noqa: D102
@@ -100,5 +110,5 @@ class ProjectStep(FusedStep):
     def backward(self, dy):  # noqa: D102
         dx = super().backward(dy)
         if self.fork:
-            self.fork.kept = dy
+            self.fork.hand_back(sum_backward(dy, 2), self._branch)
         return dx

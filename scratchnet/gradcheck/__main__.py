@@ -61,6 +61,10 @@ def catalogue(rng):
     yield "Linear", sn.Linear(7, 5, **f64), rng.standard_normal((4, 7)), False, {}
     yield "Dropout", sn.Dropout(0.4, rng=rng), x, True, {}
     yield "Residual", shortcut, x, True, {}
+    gate = sn.Sequential(sn.GlobalAvgPool2d(), sn.Conv2d(4, 4, 1, **f64))
+    yield "Add", sn.Add(sn.Conv2d(4, 5, 1, **f64), sn.Conv2d(4, 5, 3, padding=1, **f64)), x, False, {}
+    yield "Concat", sn.Concat(sn.Sequential(), sn.Conv2d(4, 5, 1, **f64)), x, False, {}
+    yield "Multiply", sn.Multiply(sn.Sequential(), gate), x, False, {}
     yield "cross entropy", loss, rng.standard_normal((4, 5)), False, {}
     yield "weighted cross entropy", weighted, rng.standard_normal((4, 5)), False, {}
     yield "squared error", squared, rng.standard_normal((4, 5)), False, {}

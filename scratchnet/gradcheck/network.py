@@ -1,20 +1,27 @@
 """A network's wrong gradient comes from one of its layers: which one, and which layers are not seen at all."""
 
 from scratchnet.module import Module, Parameter
-from scratchnet.plan import LayerStep, Plan
+from scratchnet.plan import Fork, LayerStep, Plan
 from scratchnet.sequential import Sequential
 
 
 def inputs(module, x):
-    """[(dotted name, layer, the x that the layer gets)] of a chain; nothing for a layer or a class with its own forward."""
+    """[(dotted name, layer, the x that the layer gets)] of a chain; nothing for a layer or a class with its own forward.
+
+    Before the layers stand the containers with branches, whose joins may be wrong where each layer is right.
+    """
+    containers: list = []
     found: list = []
     if type(module).forward is not Sequential.forward:
         return found
     for step in Plan(module.inside(), None, fuse=False).steps:
-        if type(step) is LayerStep:  # the ends of a shortcut are no layers
-            found.append((step.names[0], step.layers[0], x))
+        name, layer = step.names[0], step.layers[0]
+        if type(step) is LayerStep:
+            found.append((name, layer, x))
+        elif isinstance(step, Fork) and layer is not module:
+            containers.append((name, layer, x))
         x = step.forward(x)
-    return found
+    return containers + found
 
 
 def first_wrong(module, x, check):

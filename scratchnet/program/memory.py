@@ -39,7 +39,8 @@ def too_large(
         make_model: width -> network.
         width, image_size, batch_size: of the run.
         free: `room`.
-        testing: whether nothing is trained, so that no more than one layer's input and output are there at a time.
+        testing: whether nothing is trained, so that no more than one layer's input and output are there at a time, and
+            what branches keep.
         ranks: processes that share the room, each with all parameters, and together with one batch; each with a whole one
             in testing.
     """
@@ -47,7 +48,7 @@ def too_large(
     model = make_model(small)
     if testing:
         layers = trace(model, (3, side, side))
-        picture = ranks * 4.0 * max(math.prod(step.shape_in) + math.prod(step.shape_out) for step in layers)
+        picture = ranks * 4.0 * max(math.prod(step.shape_in) + math.prod(step.shape_out) + step.kept for step in layers)
     else:
         picture = bytes_per_picture(model, (3, side, side))
     picture *= (width / small) * (image_size / side) ** 2

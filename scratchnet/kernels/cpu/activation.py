@@ -1,4 +1,4 @@
-"""ReLU6, sums and bounds on the CPU (layers/activation.py, layers/shortcut.py, fused/inference.py)."""
+"""ReLU6, sums and bounds on the CPU (layers/activation.py, layers/join.py, fused/inference.py)."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""ReLU6, sums and bounds on the GPU (layers/activation.py, layers/shortcut.py, fused/inference.py)."""
+"""ReLU6, sums and bounds on the GPU (layers/activation.py, layers/join.py, fused/inference.py)."""
 
 from scratchnet.array import as_images, as_matrix
 from scratchnet.device import get_array_module
