@@ -9,9 +9,13 @@ from scratchnet.module import Module, Parameter
 from scratchnet.layers.linear import Flatten, Linear
 from scratchnet.layers.activation import ReLU, ReLU6
 from scratchnet.layers.loss import CrossEntropyLoss
-from scratchnet.layers.norm import BatchNorm2d
+from scratchnet.layers.norm import BatchNorm1d, BatchNorm2d
+from scratchnet.layers.group_norm import GroupNorm, LayerNorm
 from scratchnet.layers.conv import Conv2d
+from scratchnet.layers.conv_transpose import ConvTranspose2d
 from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
+from scratchnet.layers.max_pool import MaxPool2d
+from scratchnet.layers.resize import AdaptiveAvgPool2d, Upsample
 from scratchnet.layers.dropout import Dropout
 from scratchnet.fused.inference import fold_batch_norm
 from scratchnet.plan import Plan, plan
@@ -30,6 +34,7 @@ __all__ = [
     "Module", "Parameter", "Sequential", "Residual", "Plan", "plan", "fold_batch_norm",
     "Flatten", "Linear", "ReLU", "ReLU6", "CrossEntropyLoss", "BatchNorm2d", "Conv2d",
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
+    "BatchNorm1d", "GroupNorm", "LayerNorm", "ConvTranspose2d", "MaxPool2d", "AdaptiveAvgPool2d", "Upsample",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
     "SGD", "Adam", "AdamW", "RecordedStep",
     "GradcheckReport", "GradientMismatch", "gradcheck",
