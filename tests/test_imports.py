@@ -9,7 +9,7 @@ import scratchnet
 
 ROOT = Path(scratchnet.__file__).parent
 FLOORS = [  # from the ground up; a file may import from lower floors, and from its own where that makes no circle
-    "device windows reference",
+    "device windows reference reference_more",
     "array parallel",
     "kernels.cpu kernels.compiled kernels.cuda",
     "kernels",

@@ -130,7 +130,8 @@ class ConvTranspose2d(Module):
                 f"(x of shape {x.shape})"
             )
         bias = self.bias.data if self.bias else None
-        y, cache = conv_transpose2d_forward(x, self.weight.data, bias, *self.geometry, self.groups)
+        options = *self.geometry, self.groups
+        y, cache = conv_transpose2d_forward(x, self.weight.data, bias, *options)
         self.save_cache(cache, y)
         return y
 

@@ -143,8 +143,8 @@ class GroupNorm(Module):
         self.require(x)
         if x.shape[1] != self.num_channels:
             raise ValueError(f"{self.name}: expected {self.num_channels} input channels, got x of shape {x.shape}")
-        parameters = (self.weight.data, self.bias.data) if self.weight else (None, None)
-        y, cache = group_norm_forward(x, *parameters, self.num_groups, self.eps)
+        weight, bias = (parameter and parameter.data for parameter in (self.weight, self.bias))
+        y, cache = group_norm_forward(x, weight, bias, self.num_groups, self.eps)
         self.save_cache(cache, y)
         return y
 
@@ -193,7 +193,9 @@ class LayerNorm(Module):
         if x.ndim == len(shape) + 1:
             self.require(x, "N", *shape)
         if x.shape[1:][-len(shape) :] != shape:
-            raise ValueError(f"{self.name}: expected x of shape (N, …) that ends with {shape}, got x of shape {x.shape}")
+            raise ValueError(
+                f"{self.name}: expected x of shape (N, …) that ends with {shape}, got x of shape {x.shape}"
+            )
 
     def forward(self, x):
         """Normalise x."""

@@ -87,7 +87,9 @@ def nearest(size, count, step):
     """
     exact = count in (size, 2 * size)
     return [
-        [(min(p * size // count if exact else math.floor(np.float32(p) * np.float32(step)), size - 1), 1.0)]  # (RESIZE.4)
+        [
+            (min(p * size // count if exact else math.floor(np.float32(p) * np.float32(step)), size - 1), 1.0)
+        ]  # (RESIZE.4)
         for p in range(count)
     ]
 
@@ -96,7 +98,9 @@ def between(size, count, step, align_corners):
     """The two pixels around the place that it comes from; one, where it comes from there."""
     table = []
     for p in range(count):
-        if align_corners:
+        if count == size:
+            u = float(p)  # in PyTorch also by a factor that is not quite 1
+        elif align_corners:
             u = p * (size - 1) / max(1, count - 1)  # (RESIZE.6)
         else:
             u = min(max(0.0, (p + 0.5) * step - 0.5), size - 1.0)  # (RESIZE.7)
@@ -140,7 +144,7 @@ class AdaptiveAvgPool2d(Resize):
         ValueError: an output_size that is none of these.
     """
 
-    def __new__(cls, output_size=None):
+    def __new__(cls, output_size=None):  # noqa: D102
         one = output_size in (1, (1, 1), [1, 1])
         return GlobalAvgPool2d() if one else super().__new__(cls)  # whose size, and nothing else, `__init__` is to set
 
@@ -177,7 +181,9 @@ class Upsample(Resize):
 
     def __init__(self, size=None, scale_factor=None, mode="nearest", align_corners=None):
         if (size is None) == (scale_factor is None):
-            raise ValueError(f"Upsample: takes size or scale_factor, got size {size!r} and scale_factor {scale_factor!r}")
+            raise ValueError(
+                f"Upsample: takes size or scale_factor, got size {size!r} and scale_factor {scale_factor!r}"
+            )
         if mode not in ("nearest", "bilinear"):
             raise ValueError(f"Upsample: mode must be 'nearest' or 'bilinear', got {mode!r}")
         if mode == "nearest" and align_corners is not None:
@@ -200,12 +206,14 @@ class Upsample(Resize):
 
     def extra_repr(self):  # noqa: D102
         said = f"size={self.size}" if self.size else f"scale_factor={self.scale_factor}"
-        return f"{said}, mode={self.mode!r}" + f", align_corners={self.align_corners}" * (self.align_corners is not None)
+        return f"{said}, mode={self.mode!r}" + f", align_corners={self.align_corners}" * (
+            self.align_corners is not None
+        )
 
 
 def _factors(value):
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    numbers = all(isinstance(v, Real) and not isinstance(v, bool) and 0 < v < math.inf for v in both)
+    numbers = all(isinstance(v, Real) and not isinstance(v, bool) and 0 < float(v) < math.inf for v in both)
     if len(both) != 2 or not numbers:
         raise ValueError(f"Upsample: scale_factor must be a number above 0 or a pair of them, got {value!r}")
     return float(both[0]), float(both[1])
