@@ -75,11 +75,11 @@ def group_norm():
 
 
 def layer_norm(shape=(4, 5, 3)):
-    return randomised(sn.LayerNorm(shape, eps=0.01))
+    return randomised(sn.LayerNorm(shape, eps=1))  # of few numbers: differences want no steep slope
 
 
 def features_norm():
-    return randomised(sn.BatchNorm1d(7, eps=0.01))
+    return randomised(sn.BatchNorm1d(7, eps=1))
 
 
 APART = far_apart(np.random.default_rng(13), (2, 4, 5, 3))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, target
 from hypothesis import strategies as st
-from strategies import normal, rngs, shapes
+from strategies import far_apart, normal, rngs, shapes
 
 import scratchnet as sn
 from scratchnet import reference_more as reference
@@ -58,11 +58,9 @@ def test_layer_norm_is_the_reference(rng, shape, axes, eps, has_weight, has_bias
     want = reference.normalise_backward(dy, x, sets, places, flat[0], eps)
     close((y, reference.normalise_forward(x, sets, places, *flat, eps)), (dx, want[0]), eps=eps)
     assert (dweight is None, dbias is None) == (not has_weight, not has_bias)
-    close(
-        *((got.ravel(), to) for got, to in zip((dweight, dbias), want[1:], strict=True) if got is not None),
-        (dx, dx),
-        eps=eps,
-    )
+    for got, to in zip((dweight, dbias), want[1:], strict=True):
+        if got is not None:
+            close((got.ravel(), to), eps=eps)
 
 
 @given(rngs(), st.sampled_from(SHAPES), st.sampled_from([1, 2, 4]), EPS, st.booleans())
@@ -110,34 +108,30 @@ def test_the_layer_norm_of_features_is_pytorchs(torch, rng, n, features, eps):
     held_to_pytorch(torch, rng, ours, theirs, (n, features), eps)
 
 
-@given(
-    rngs(),
-    st.sampled_from([shape for shape in SHAPES if shape != (2, 4, 1, 1)]),
-    st.sampled_from([1, 2, 4]),
-    EPS,
-    st.booleans(),
-)
+@given(rngs(), st.sampled_from(SHAPES), st.sampled_from([1, 2, 4]), EPS, st.booleans())
 def test_the_group_norm_is_pytorchs(torch, rng, shape, groups, eps, affine):
-    if shape == (1, 4, 2, 3) or np.prod(shape) > shape[0] * groups:  # else PyTorch may refuse
+    if np.prod(shape) > shape[0] * groups:  # more than a number a set, or PyTorch may refuse
         ours = sn.GroupNorm(groups, 4, eps, affine, dtype=np.float64)
         held_to_pytorch(torch, rng, ours, torch.nn.GroupNorm(groups, 4, eps, affine), shape, eps)
 
 
-def layers(rng):
+def layers(eps=1e-5):
+    """Every kind of set of (N, 4, 3, 2)."""
     for shape in TRAILING:
-        yield sn.LayerNorm(shape, dtype=np.float64)
-    yield sn.LayerNorm((4, 3, 2), elementwise_affine=False)
-    yield sn.LayerNorm(2, bias=False, dtype=np.float64)
+        yield sn.LayerNorm(shape, eps, dtype=np.float64)
+    yield sn.LayerNorm((4, 3, 2), eps, elementwise_affine=False)
+    yield sn.LayerNorm(2, eps, bias=False, dtype=np.float64)
     for groups in (1, 2, 4):
-        yield sn.GroupNorm(groups, 4, dtype=np.float64)
-    yield sn.GroupNorm(2, 4, affine=False)
+        yield sn.GroupNorm(groups, 4, eps, dtype=np.float64)
+    yield sn.GroupNorm(2, 4, eps, affine=False)
 
 
 @CHECKS
 @given(rngs())
 def test_backward_is_the_derivative(method, rtol, samples, rng):
-    x = normal(rng, (3, 4, 3, 2))
-    worst = [sn.gradcheck(layer, x, method=method, rng=rng, rtol=rtol, samples=samples).worst for layer in layers(rng)]
+    x = far_apart(rng, (3, 4, 3, 2))  # where the two numbers of a set are nearly equal, its slope is steep
+    options = {"method": method, "rng": rng, "rtol": rtol, "samples": samples}
+    worst = [sn.gradcheck(layer, x, **options).worst for layer in layers(eps=1)]
     target(max(worst))
     assert max(worst) <= rtol
 
@@ -147,14 +141,13 @@ def test_backward_is_the_derivative(method, rtol, samples, rng):
 
 @given(rngs())
 def test_each_set_has_mean_0_and_variance_1(rng):
-    x = normal(rng, (3, 4, 3, 2)) * 5 + 100
-    for layer in layers(rng):
-        y = layer(x)
-        axes = {1: (1, 2, 3), 4: (2, 3)}.get(getattr(layer, "num_groups", None))
-        y = y.reshape(3, 2, -1) if getattr(layer, "num_groups", None) == 2 else y
-        axes = axes or (2 if y.ndim == 3 else tuple(range(-len(layer.normalized_shape), 0)))
-        np.testing.assert_allclose(y.mean(axis=axes), 0, atol=1e-12)
-        np.testing.assert_allclose((y**2).mean(axis=axes), 1, atol=0.01)
+    x = far_apart(rng, (3, 4, 3, 2)) * 5 + 100
+    for layer in layers(eps=1e-12):
+        groups = getattr(layer, "num_groups", None)
+        y = layer(x).reshape(3, groups, -1) if groups else layer(x)
+        axes = 2 if groups else tuple(range(-len(layer.normalized_shape), 0))
+        np.testing.assert_allclose(y.mean(axis=axes), 0, atol=1e-10)
+        np.testing.assert_allclose((y**2).mean(axis=axes), 1, atol=1e-9)
 
 
 @given(rngs(), st.floats(-5, 5))
@@ -172,7 +165,7 @@ def test_dx_is_at_right_angles_to_a_shift_of_x_and_nearly_to_its_scale(rng, shif
 @given(rngs())
 def test_pictures_do_not_see_each_other_and_modes_are_alike(rng):
     x, dy = normal(rng, (3, 4, 3, 2)), normal(rng, (3, 4, 3, 2))
-    for layer in layers(rng):
+    for layer in layers():
         y, dx = layer(x), layer.backward(dy)
         layer.eval(save=True)
         for n in range(3):
