@@ -33,7 +33,7 @@ from scratchnet.parameter import add_gradients
 from scratchnet.windows import add_col2im, is_count, pair
 
 
-def conv_transpose2d_forward(x, weight, bias, stride, padding, output_padding, dilation, groups):
+def conv_transpose2d_forward(x, weight, bias, stride, padding, output_padding, dilation, groups):  # (CONVT.1)
     """Write a weighted window for every input pixel (CONVT.1).
 
     Args:
