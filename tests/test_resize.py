@@ -155,6 +155,14 @@ def test_where_the_nearest_is_a_matter_of_rounding_pytorch_is_followed(torch, si
     np.testing.assert_array_equal(sn.Upsample(scale_factor=(1, factor))(x), theirs)
 
 
+@pytest.mark.parametrize(("mode", "align_corners"), MODES)
+def test_a_factor_that_changes_no_size_changes_nothing(torch, mode, align_corners):
+    x = np.arange(4.0).reshape(1, 1, 2, 2)
+    options = None, (1.3, 1.25), mode, align_corners
+    for layer in (sn.Upsample(*options), lambda x: torch.nn.Upsample(*options)(torch.from_numpy(x)).numpy()):
+        np.testing.assert_array_equal(layer(x), x)
+
+
 @CHECKS
 @pytest.mark.parametrize(("mode", "align_corners"), MODES)
 @given(rngs(), shapes(elements=60), pairs(1, 7))
