@@ -12,9 +12,13 @@ from scratchnet.layers.smooth import GELU, SiLU, Sigmoid, Softmax, Tanh
 from scratchnet.layers.hard import Hardsigmoid, Hardswish, LeakyReLU
 from scratchnet.layers.loss import CrossEntropyLoss
 from scratchnet.layers.elementwise_loss import BCEWithLogitsLoss, L1Loss, MSELoss
-from scratchnet.layers.norm import BatchNorm2d
+from scratchnet.layers.norm import BatchNorm1d, BatchNorm2d
+from scratchnet.layers.group_norm import GroupNorm, LayerNorm
 from scratchnet.layers.conv import Conv2d
+from scratchnet.layers.conv_transpose import ConvTranspose2d
 from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
+from scratchnet.layers.max_pool import MaxPool2d
+from scratchnet.layers.resize import AdaptiveAvgPool2d, Upsample
 from scratchnet.layers.dropout import Dropout
 from scratchnet.fused.inference import fold_batch_norm
 from scratchnet.plan import Plan, plan
@@ -37,6 +41,7 @@ __all__ = [
     "GELU", "SiLU", "Sigmoid", "Softmax", "Tanh", "Hardsigmoid", "Hardswish", "LeakyReLU",
     "CrossEntropyLoss", "BCEWithLogitsLoss", "L1Loss", "MSELoss",
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
+    "BatchNorm1d", "GroupNorm", "LayerNorm", "ConvTranspose2d", "MaxPool2d", "AdaptiveAvgPool2d", "Upsample",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
     "SGD", "Adam", "AdamW", "RecordedStep",
     "GradcheckReport", "GradientMismatch", "gradcheck",

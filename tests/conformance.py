@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from strategies import in_layout, kink_free, normal
+from strategies import far_apart, in_layout, kink_free, normal
 
 import scratchnet as sn
 from models.mobilenetv2 import inverted_residual
@@ -34,6 +34,7 @@ class Row(NamedTuple):
         make: (rng, dtype) -> Module.
         shape: of x; sizes that all differ.
         least: the smallest H and W that the layer takes.
+        pictures: the smallest N that it takes.
         draw: (rng, shape) -> x.
         cut: compute it in parts as small as they get.
         samples: how many elements of each array the gradient check takes; None takes all.
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     make: Callable
     shape: tuple
     least: tuple = (1, 1)
+    pictures: int = 1
     draw: Callable = normal
     cut: bool = False
     samples: int | None = None
@@ -118,8 +120,8 @@ def chain(*makers, container=sn.Sequential):
     return make
 
 
-def norm(channels, **options):
-    return lambda rng, dtype: sn.BatchNorm2d(channels, **options, dtype=dtype)
+def norm(channels, layer=sn.BatchNorm2d, **options):
+    return lambda rng, dtype: layer(channels, **options, dtype=dtype)
 
 
 def dropout(p):
@@ -132,6 +134,14 @@ def linear(*args, **options):
 
 def only(layer, *args, **options):
     return lambda rng, dtype: layer(*args, **options)
+
+
+def conv_transpose(*args, **options):
+    return lambda rng, dtype: sn.ConvTranspose2d(*args, **options, dtype=dtype, rng=rng)
+
+
+def group_norm(*args, **options):
+    return lambda rng, dtype: sn.GroupNorm(*args, **options, dtype=dtype)
 
 
 def block(ins, outs, t, stride):
@@ -198,6 +208,22 @@ ROWS = [
     Row("average pool, every option", only(sn.AvgPool2d, (3, 2), 2, 1, True, False), X),
     Row("average pool, padding counts", only(sn.AvgPool2d, (2, 3), (3, 1), 1, True, True), X),
     Row("global average pool", only(sn.GlobalAvgPool2d), X),
+    Row("max pool", only(sn.MaxPool2d, 2), X, least=(2, 2), draw=far_apart),
+    Row("max pool, every option", only(sn.MaxPool2d, (3, 2), 2, 1, (1, 2), ceil_mode=True), X, draw=far_apart),
+    Row("adaptive average pool", only(sn.AdaptiveAvgPool2d, (3, 4)), X),
+    Row("transposed convolution", conv_transpose(4, 3, 2, 2), X),
+    Row("transposed convolution, every option", conv_transpose(4, 6, (3, 2), (2, 3), (1, 0), 1, 2, dilation=(1, 2)), X),
+    Row("transposed convolution, no bias", conv_transpose(4, 4, 3, groups=4, bias=False), X),
+    Row("upsample", only(sn.Upsample, scale_factor=(2, 1.5)), X),
+    Row("upsample to a size, bilinear", only(sn.Upsample, (7, 2), mode="bilinear"), X),
+    Row("upsample, bilinear, corners", only(sn.Upsample, None, (1.5, 2), "bilinear", True), X),
+    Row("group norm", group_norm(2, 4), X),
+    Row("group norm, not affine", group_norm(1, 4, eps=0.1, affine=False), X),
+    Row("layer norm", norm((4, 5, 3), sn.LayerNorm), X, least=(5, 3)),
+    Row("layer norm, the last axis", norm(3, sn.LayerNorm, eps=0.1), X, least=(1, 3)),
+    Row("layer norm of features, no bias", norm(7, sn.LayerNorm, bias=False), (3, 7)),
+    Row("batch norm of features", norm(7, sn.BatchNorm1d), (3, 7), pictures=2),
+    Row("batch norm of sequences", norm(4, sn.BatchNorm1d), (2, 4, 5), least=(2, 1)),
     Row("flatten", only(sn.Flatten), X),
     Row("linear", linear(7, 5), (3, 7)),
     Row("linear, no bias", linear(7, 1, bias=False), (3, 7)),

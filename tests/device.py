@@ -25,6 +25,8 @@ TAKEN = {  # rows of the conformance table, and how many units of 2^-8 of the la
     "depthwise, more than 64 pixels": 1,
     "batch norm": 1,
     "batch norm, one channel": 1,
+    "batch norm of features": 1,
+    "batch norm of sequences": 1,
     "ReLU6": 1,
     "ReLU6 of features": 1,
     "global average pool": 1,

@@ -106,7 +106,7 @@ def layers():
     for which in KERNELS if SLOW or ranks.size == 2 else KERNELS[-1:]:
         sn.use_kernels(which)
         for row in ROWS:
-            for pictures in (max(PICTURES, row.shape[0]), ranks.size - 1):
+            for pictures in (max(PICTURES, row.shape[0]), max(row.pictures, ranks.size - 1)):
                 yield f"{row.name}, {pictures} pictures, kernels {which}", row_over_ranks(row, pictures)
 
 
@@ -373,7 +373,8 @@ def cuda():
             ):
                 yield f"{row.name}, kernels {which}", row_over_ranks(row, PICTURES, device="cuda")
                 if SLOW or row.name in ("1×1, norm, ReLU6", "cross entropy"):
-                    yield f"{row.name}, fewer, kernels {which}", row_over_ranks(row, ranks.size - 1, device="cuda")
+                    fewer = max(row.pictures, ranks.size - 1)
+                    yield f"{row.name}, fewer, kernels {which}", row_over_ranks(row, fewer, device="cuda")
 
 
 @a_round
@@ -428,7 +429,7 @@ def cards():
 
 def has_batch_sum(row):
     module = row.make(np.random.default_rng(0), np.float32)
-    kinds = sn.BatchNorm2d, sn.Dropout, Criterion
+    kinds = sn.BatchNorm1d, sn.BatchNorm2d, sn.Dropout, Criterion
     return any(isinstance(part, kinds) for _, part in module.named_modules()) or isinstance(module, kinds)
 
 

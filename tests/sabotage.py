@@ -7,15 +7,19 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
-from strategies import kink_free
+from strategies import far_apart, kink_free
 
 import scratchnet as sn
 from scratchnet.kernels import Pair
 from scratchnet.layers.activation import relu_backward, relu_forward
 from scratchnet.layers.conv import conv2d_backward, conv2d_forward, depthwise_backward, grouped_backward
+from scratchnet.layers.conv_transpose import conv_transpose2d_backward
+from scratchnet.layers.group_norm import group_norm_backward, layer_norm_backward
 from scratchnet.layers.linear import linear_backward, linear_forward
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
+from scratchnet.layers.max_pool import max_pool2d_backward
 from scratchnet.layers.norm import batch_norm_backward, frozen_batch_norm_backward
+from scratchnet.layers.resize import between, resize_backward
 
 
 def draw(*shape):
@@ -63,6 +67,31 @@ def excited():
     return sn.Multiply(sn.Sequential(), sn.Sequential(sn.GlobalAvgPool2d(), conv(4, 4, 1)))
 
 
+def max_pool(**options):
+    return sn.MaxPool2d((3, 2), (1, 2), (1, 0), **options)
+
+
+def conv_transpose(groups=2, **options):
+    return randomised(sn.ConvTranspose2d(4, 4, (3, 2), (2, 1), (1, 0), groups=groups, **options))
+
+
+def upsample(**options):
+    return sn.Upsample((7, 4), mode="bilinear", **options)
+
+
+def group_norm():
+    return randomised(sn.GroupNorm(2, 4, eps=0.01))
+
+
+def layer_norm(shape=(4, 5, 3)):
+    return randomised(sn.LayerNorm(shape, eps=1))  # of few numbers: differences want no steep slope
+
+
+def features_norm():
+    return randomised(sn.BatchNorm1d(7, eps=1))
+
+
+APART = far_apart(np.random.default_rng(13), (2, 4, 5, 3))
 LABELS = np.array([2, 0, 4])
 
 
@@ -85,6 +114,16 @@ RIGHT = {
     "ReLU6": (sn.ReLU6, draw()),
     "AvgPool2d": (lambda: sn.AvgPool2d((3, 2), 2, 1, ceil_mode=True, count_include_pad=False), draw()),
     "GlobalAvgPool2d": (sn.GlobalAvgPool2d, draw()),
+    "MaxPool2d": (lambda: max_pool(ceil_mode=True), APART),
+    "AdaptiveAvgPool2d": (lambda: sn.AdaptiveAvgPool2d((3, 4)), draw()),
+    "ConvTranspose2d": (lambda: conv_transpose(dilation=(1, 2)), draw()),
+    "Upsample": (lambda: upsample(), draw()),
+    "GroupNorm": (lambda: group_norm(), draw()),
+    "GroupNorm not affine": (lambda: sn.GroupNorm(2, 4, eps=0.01, affine=False), draw()),
+    "LayerNorm": (lambda: layer_norm(), draw()),
+    "LayerNorm of rows": (lambda: layer_norm(3), draw()),
+    "BatchNorm1d": (lambda: features_norm(), draw(3, 7)),
+    "BatchNorm1d eval": (lambda: features_norm().eval(), draw(3, 7)),
     "Flatten": (sn.Flatten, draw()),
     "Linear": (lambda: randomised(sn.Linear(7, 5)), draw(3, 7)),
     "Linear without bias": (lambda: randomised(sn.Linear(7, 5, bias=False)), draw(3, 7)),
@@ -215,6 +254,126 @@ def pool_by_whole_window(self, dy):
     y_maps = np.ascontiguousarray(dy.transpose(1, 2, 3, 0)) * count / np.prod(self.kernel_size)
     self.save_cache((geometry, count), dy)
     return sn.AvgPool2d.backward(self, sn.as_images(y_maps))
+
+
+def pool_chosen(change):
+    """Max pooling with another tap for each window: change(taps, kernel)."""
+
+    def backward(self, dy):
+        geometry, chosen = self.take_cache(dy)
+        return max_pool2d_backward(dy, (geometry, change(chosen, self.kernel_size)))
+
+    return backward
+
+
+def in_order_of_columns(chosen, kernel):
+    i, j = np.divmod(chosen, kernel[1])
+    return j * kernel[0] + i
+
+
+def pool_to_all(self, dy):
+    """Every pixel of the window gets dy."""
+    geometry, chosen = self.take_cache(dy)
+    return sum(max_pool2d_backward(dy, (geometry, np.full_like(chosen, k))) for k in range(np.prod(self.kernel_size)))
+
+
+def one_window_a_pixel(self, dy):
+    """A pixel that is the largest of several windows is forgotten in all but the last."""
+    geometry, chosen = self.take_cache(dy)
+    dx, counts = max_pool2d_backward(dy, (geometry, chosen)), max_pool2d_backward(np.ones_like(dy), (geometry, chosen))
+    return np.where(counts > 1, dx / np.maximum(counts, 1), dx)
+
+
+def resized(change):
+    """A layer of tables with others in backward: change(self, tables)."""
+
+    def backward(self, dy):
+        shape, *tables = self.take_cache(dy)
+        return resize_backward(dy, (shape, *change(self, tables)))
+
+    return backward
+
+
+def half_open(self, tables):
+    """Bins that end where the next one begins."""
+    return [
+        [
+            [(q, weight) for q, weight in terms if p + 1 == len(table) or q < table[p + 1][0][0]]
+            for p, terms in enumerate(table)
+        ]
+        for table in tables
+    ]
+
+
+def other_corners(self, tables):
+    sizes = [max(q for terms in table for q, _ in terms) + 1 for table in tables]
+    return [between(size, len(table), size / len(table), True) for size, table in zip(sizes, tables, strict=True)]
+
+
+def transposed(**wrong):
+    """A transposed convolution with what its backward takes or gives changed: weight, x, dx or dweight."""
+
+    def backward(self, dy):
+        maps, weight, *rest = self.take_cache(dy)
+        cache = wrong.get("x", times(1))(maps), wrong.get("weight", times(1))(weight), *rest
+        dx, dweight, dbias = conv_transpose2d_backward(dy, cache)
+        self.weight.grad += wrong.get("dweight", times(1))(dweight)
+        self.bias.grad += dbias
+        return wrong.get("dx", times(1))(dx)
+
+    return backward
+
+
+def sets_backward(name, dx):
+    """Layer or group norm with another dx(g, x̂, s, weight): arrays (sets, M) but for the weight, which is like g."""
+    right = {"GroupNorm": group_norm_backward, "LayerNorm": layer_norm_backward}[name]
+
+    def backward(self, dy):
+        maps, mean, inv_std, weight, *_ = cache = self.take_cache(dy)
+        _, dweight, dbias = right(dy, cache)
+        add_to(self, dweight, dbias)
+        grad = np.ascontiguousarray(dy.transpose(1, 2, 3, 0))  # (C, H, W, N)
+        groups = len(mean) if name == "GroupNorm" else 1
+        wide = weight[:, None, None] if name == "GroupNorm" else weight
+        wide = np.broadcast_to(wide[..., None], grad.shape)
+        sets = groups, -1, grad.shape[3]
+        xhat = (maps.reshape(sets) - mean.reshape(groups, 1, -1)) * inv_std.reshape(groups, 1, -1)
+        result = dx(grad.reshape(sets), xhat, inv_std.reshape(groups, 1, -1), wide.reshape(sets))
+        return sn.as_images(result.reshape(maps.shape))
+
+    return backward
+
+
+def too_few(a, dy, mean, xhat, var):
+    """Three pictures, divided by 2."""
+    return a * (dy - (mean + xhat * var) * 3 / 2)
+
+
+def add_to(layer, dweight, dbias):
+    layer.weight.grad += dweight
+    layer.bias.grad += dbias
+
+
+def m(values):
+    """The mean of each set."""
+    return values.mean(axis=1, keepdims=True)
+
+
+def as_batch_norm(dy, xhat, s, weight):
+    return weight * s * (dy - m(dy) - xhat * m(dy * xhat))
+
+
+def without_mean(dy, xhat, s, weight):
+    return s * (weight * dy - xhat * m(weight * dy * xhat))
+
+
+def without_variance(dy, xhat, s, weight):
+    return s * (weight * dy - m(weight * dy))
+
+
+def of_all_pictures(dy, xhat, s, weight):
+    g = weight * dy
+    return s * (g - g.mean(axis=(1, 2), keepdims=True) - xhat * (g * xhat).mean(axis=(1, 2), keepdims=True))
 
 
 def another_mask(self, dy):
@@ -415,6 +574,68 @@ SABOTAGED = {
         lambda: broken(sn.AvgPool2d(3, 2, 1, count_include_pad=False), pool_by_whole_window), X, X_WRONG,
     ),
     "global avg pool: of the batch too": (lambda: changed(sn.GlobalAvgPool2d(), dx=times(1 / 3)), X, X_WRONG),
+    "max pool: to every pixel of the window": (lambda: broken(max_pool(), pool_to_all), APART, X_WRONG),
+    "max pool: taps in the order of columns": (
+        lambda: broken(max_pool(), pool_chosen(in_order_of_columns)), APART, X_WRONG,
+    ),
+    "max pool: always the first pixel": (
+        lambda: broken(max_pool(), pool_chosen(lambda chosen, kernel: 0 * chosen + kernel[1])), APART, X_WRONG,
+    ),
+    "max pool: = for +=": (lambda: broken(max_pool(), one_window_a_pixel), APART, X_WRONG),
+    "adaptive pool: a sum": (lambda: changed(sn.AdaptiveAvgPool2d((5, 1)), dx=times(3)), X, X_WRONG),
+    "adaptive pool: bins do not overlap": (
+        lambda: broken(sn.AdaptiveAvgPool2d((3, 2)), resized(half_open)), X, X_WRONG,
+    ),
+    "upsample: the corners' way": (lambda: broken(upsample(), resized(other_corners)), X, X_WRONG),
+    "upsample: nearest": (
+        lambda: broken(upsample(), resized(lambda self, tables: [[[max(t, key=lambda e: e[1])] for t in table]
+                                                                 for table in tables])), X, X_WRONG,
+    ),
+    "upsample: the upper pixel only": (
+        lambda: broken(upsample(), resized(lambda self, tables: [[t[:1] for t in table] for table in tables])),
+        X, X_WRONG,
+    ),
+    "transposed conv: flipped": (
+        lambda: broken(conv_transpose(), transposed(weight=lambda w: w[:, :, ::-1, ::-1])), X, X_WRONG,
+    ),
+    "transposed conv: groups of dx swapped": (
+        lambda: broken(conv_transpose(), transposed(dx=lambda dx: swap_halves(dx, 1))), X, X_WRONG,
+    ),
+    "transposed conv: in and out of the weight swapped": (
+        lambda: broken(conv_transpose(1), transposed(weight=lambda w: w.swapaxes(0, 1))), X, X_WRONG,
+    ),
+    "transposed conv: dweight of another picture": (
+        lambda: broken(conv_transpose(), transposed(x=lambda maps: np.roll(maps, 1, 3))), X, wrong("weight"),
+    ),
+    "transposed conv: in and out of dweight swapped": (
+        lambda: broken(conv_transpose(1), transposed(dweight=lambda g: g.swapaxes(0, 1))), X, wrong("weight"),
+    ),
+    "transposed conv: dbias a mean": (lambda: changed(conv_transpose(), bias=times(1 / 12)), X, wrong("bias")),
+    "group norm: weight outside of the sums": (
+        lambda: broken(group_norm(), sets_backward("GroupNorm", as_batch_norm)), X, X_WRONG,
+    ),
+    "group norm: mean term missing": (
+        lambda: broken(group_norm(), sets_backward("GroupNorm", without_mean)), X, X_WRONG,
+    ),
+    "group norm: sums over all pictures": (
+        lambda: broken(group_norm(), sets_backward("GroupNorm", of_all_pictures)), X, X_WRONG,
+    ),
+    "group norm: dweight of the other group": (
+        lambda: changed(group_norm(), weight=swap_halves), X, wrong("weight"),
+    ),
+    "layer norm: weight outside of the sums": (
+        lambda: broken(layer_norm(), sets_backward("LayerNorm", as_batch_norm)), X, X_WRONG,
+    ),
+    "layer norm: variance term missing": (
+        lambda: broken(layer_norm(), sets_backward("LayerNorm", without_variance)), X, X_WRONG,
+    ),
+    "layer norm: dbias a mean over pictures": (lambda: changed(layer_norm(), bias=times(1 / 2)), X, wrong("bias")),
+    "layer norm: dweight one number": (
+        lambda: changed(layer_norm(), weight=lambda g: np.full_like(g, g.mean())), X, wrong("weight"),
+    ),
+    "batch norm of features: M - 1 for M": (
+        lambda: broken(features_norm(), norm_backward(too_few)), LINEAR_X, x_is((3, 7)),
+    ),
     "flatten: (h, w, c)": (lambda: broken(sn.Flatten(), other_order), X, X_WRONG),
     "linear: sign": (lambda: changed(randomised(sn.Linear(7, 5)), dx=times(-1)), LINEAR_X, x_is((3, 7))),
     "linear: dweight transposed": (

@@ -16,6 +16,7 @@ drawn seed, which is fast, and shrinks to seed 0. In a test:
     layouts()        a name of LAYOUTS; `in_layout(x, name)` is x in that memory layout
     kink_free(...)   numbers at least 0.01 away from every kink, on all sides of them: a function, since no number in it
                      is worth shrinking
+    far_apart(...)   numbers of which no two are near to one another
 """
 
 from typing import NamedTuple
@@ -48,6 +49,12 @@ def kink_free(rng, shape, kinks=(0.0, 6.0), gap=1e-2, dtype=np.float64):
     side = rng.integers(0, len(edges) - 1, shape)
     low, high = edges[side] + 2 * gap, edges[side + 1] - 2 * gap  # twice: rounding to dtype must not eat the gap
     return (low + (high - low) * rng.random(shape)).astype(dtype)
+
+
+def far_apart(rng, shape, gap=0.04):
+    """No two numbers nearer than `gap`, in any order: a difference quotient then leaves the largest the largest."""
+    count = int(np.prod(shape))
+    return (gap * (rng.permutation(count) - count / 2)).reshape(shape)
 
 
 def labels(n, classes, dtype=np.int64):

@@ -44,6 +44,23 @@ def layer_by_layer(net, x):
     return x
 
 
+@given(rngs(), st.integers(2, 6), st.integers(2, 7), st.booleans())
+def test_a_linear_layer_takes_the_batch_norm_behind_it(rng, ins, outs, bias):
+    layers = sn.Linear(ins, outs, bias, dtype=np.float64), sn.BatchNorm1d(outs, dtype=np.float64)
+    net = random_state(sn.Sequential(*layers, sn.ReLU(), sn.Linear(outs, 3, dtype=np.float64)), rng).eval()
+    x = rng.standard_normal((3, ins))
+    want, folded = layer_by_layer(net, x), net.fold_batch_norm()
+    assert [(name, type(layer).__name__) for name, layer in folded.named_children()] == [
+        ("0", "Linear"), ("2", "ReLU"), ("3", "Linear"),
+    ]  # fmt: skip
+    np.testing.assert_allclose(folded(x), want, rtol=0, atol=1e-12 * max(1, np.abs(want).max()))
+
+
+def test_a_batch_norm_of_other_features_is_not_folded():
+    net = sn.Sequential(sn.Linear(3, 5), sn.Flatten(), sn.BatchNorm1d(5), sn.Linear(5, 4), sn.BatchNorm1d(7)).eval()
+    assert len(net.fold_batch_norm()) == len(net)
+
+
 @given(rngs(), st.sampled_from(CONVOLUTIONS), st.integers(1, 3), st.booleans(), st.booleans())
 def test_the_copy_and_the_step_are_the_layers(rng, case, n, bias, relu6):
     args, options, size = case

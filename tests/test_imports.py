@@ -9,7 +9,7 @@ import scratchnet
 
 ROOT = Path(scratchnet.__file__).parent
 FLOORS = [  # from the ground up; a file may import from lower floors, and from its own where that makes no circle
-    "device windows reference reference_elementwise reference_joins",
+    "device windows reference reference_elementwise reference_joins reference_windows",
     "array parallel",
     "kernels.cpu kernels.compiled kernels.cuda",
     "kernels",

@@ -410,3 +410,68 @@ def test_numpy_scalars_as_options_keep_float32():
     layer = sn.BatchNorm2d(3, np.float64(1e-5), np.float64(0.1))
     x = normal(np.random.default_rng(0), (2, 3, 4, 5), np.float32)
     assert layer(x).dtype == layer.backward(x).dtype == layer.eval()(x).dtype == np.float32
+
+
+# Batch norm of features and sequences -----------------------------------------------------------------------------------
+
+ROWS = st.sampled_from([(5, 3), (2, 4), (3, 2, 4), (1, 3, 5), (4, 1, 2)])
+
+
+@given(rngs(), ROWS, EPS, st.floats(0.05, 1), st.booleans())
+def test_1d_is_2d_of_pictures_with_one_row(rng, shape, eps, momentum, training):
+    """The same bits: it is the same matrix."""
+    weight, bias = affine(rng, shape[1])
+    outcomes = []
+    for layer, more in ((sn.BatchNorm1d, ()), (sn.BatchNorm2d, (1,) * (4 - len(shape)))):
+        norm = layer(shape[1], eps, momentum, dtype=np.float64)
+        norm.weight.data[...], norm.bias.data[...] = weight, bias
+        norm.running_var += np.arange(shape[1])
+        norm.train() if training else norm.eval(save=True)
+        numbers = np.random.default_rng(shape[0])
+        x, dy = (numbers.standard_normal(shape).reshape(*shape, *more) for _ in range(2))
+        y = norm(x)
+        outcomes.append([y.reshape(shape), norm.backward(dy).reshape(shape), norm.weight.grad, norm.bias.grad])
+        outcomes[-1] += [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+    for got, want in zip(*outcomes, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@given(rngs(), ROWS, EPS, st.booleans())
+def test_1d_is_pytorchs(torch, rng, shape, eps, training):
+    ours, theirs = (
+        sn.BatchNorm1d(shape[1], eps, 0.3, dtype=np.float64),
+        torch.nn.BatchNorm1d(shape[1], eps, 0.3).double(),
+    )
+    ours.weight.data[...], ours.bias.data[...] = affine(rng, shape[1])
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    theirs.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in ours.state_dict().items()})
+    ours.train() if training else ours.eval(save=True)
+    theirs.train(training)
+    x, dy = activation(rng, (*shape, 1, 1)[:4]).reshape(shape), normal(rng, shape)
+    tensor = torch.from_numpy(x).requires_grad_()
+    y = theirs(tensor)
+    y.backward(torch.from_numpy(dy))
+    close(ours(x), y.detach().numpy())
+    scale = float(np.abs(dy).max() / eps**0.5)
+    close(ours.backward(dy), tensor.grad.numpy(), scale=scale)
+    for name, parameter in theirs.named_parameters():
+        close(dict(ours.named_parameters())[name].grad, parameter.grad.numpy(), scale=float(np.abs(dy).sum()))
+    for name, value in theirs.state_dict().items():
+        np.testing.assert_allclose(ours.state_dict()[name], value.numpy(), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 5), r"expected 7 input features, got x of shape \(3, 5\)$"),
+        ((3, 5, 2), r"expected 7 input features, got x of shape \(3, 5, 2\)$"),
+        ((3, 7, 2, 2), r"expected x of shape \(N, 7, L\), got x of shape \(3, 7, 2, 2\)$"),
+        ((7,), r"expected x of shape \(N, 7\), got x of shape \(7,\)$"),
+        ((1, 7), r"needs more than one value per channel in training mode, got x of shape \(1, 7\)$"),
+    ],
+)
+def test_1d_inputs_that_do_not_fit(shape, message):
+    with pytest.raises(ValueError, match=f"^BatchNorm1d: {message}"):
+        sn.BatchNorm1d(7)(np.ones(shape, np.float32))
+    with pytest.raises(ValueError, match=r"^BatchNorm1d: num_features must be an int of at least 1, got 0$"):
+        sn.BatchNorm1d(0)

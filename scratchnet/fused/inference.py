@@ -5,8 +5,9 @@ In eval mode batch norm is a fixed affine map per channel (BN.8), and a convolut
     W' = a W,    b' = a (b - μ) + β,    a = γ / √(v + eps)        row o of W is scaled by a_o   (FOLD.1)
     y  = clip(W' ⋆ x + b', 0, 6)                                                               (FOLD.2)
 
-`fold_batch_norm` writes W' and b' into a copy of a network, once. In a network that is not folded the same is done on the
-way: `FoldedStep` takes the place of the layers in eval mode, where nothing has to be saved.
+A linear layer is such a convolution, of a picture with one pixel. `fold_batch_norm` writes W' and b' into a copy of a
+network, once. In a network that is not folded the same is done on the way: `FoldedStep` takes the place of the layers in
+eval mode, where nothing has to be saved.
 """
 
 import copy
@@ -21,14 +22,16 @@ from scratchnet.fused.pointwise import clipped_product
 from scratchnet.fused.step import FusedStep, norm_follows
 from scratchnet.layers.activation import ReLU6, clip
 from scratchnet.layers.conv import Conv2d, conv2d_forward, depthwise_forward
+from scratchnet.layers.linear import Linear
+from scratchnet.layers.norm import BatchNorm1d
 from scratchnet.module import Parameter
 
 
 def fold_batch_norm(module):
-    """A copy in eval mode in which every batch norm that directly follows a convolution is a part of it.
+    """A copy in eval mode in which every batch norm that directly follows a convolution or linear layer is a part of it.
 
-    The layers keep their names, the convolutions have a bias, and those batch norms are gone. A convolution that stands
-    in two places is left as it is. The module does not change; the copy computes the same in eval mode, to rounding.
+    The layers keep their names, those in front have a bias, and those batch norms are gone. A layer that stands in two
+    places is left as it is. The module does not change; the copy computes the same in eval mode, to rounding.
     """
     folded = copy.deepcopy(module).eval()
     places = Counter(id(part) for _, part in folded.named_modules())
@@ -38,18 +41,25 @@ def fold_batch_norm(module):
             chain = list(part.chain(name))
             opened |= {".".join(inner.split(".")[:k]) for inner, _ in chain for k in range(1, inner.count(".") + 1)}
             for (_, conv), (inner, norm) in pairwise(chain):
-                if norm_follows(conv, norm) and places[id(conv)] == 1:
+                if (norm_follows(conv, norm) or norm_follows_linear(conv, norm)) and places[id(conv)] == 1:
                     weight, bias = folded_parameters(conv, norm)
                     conv.weight, conv.bias = Parameter(weight), Parameter(bias, decay=False)
                     _remove(folded, inner)
     return folded
 
 
+def norm_follows_linear(linear, norm):
+    """Whether this is a linear layer with a batch norm for its outputs behind it."""
+    both = type(linear) is Linear and type(norm) is BatchNorm1d
+    return both and len(linear.weight.data) == norm.weight.data.size
+
+
 def folded_parameters(conv, norm):
-    """W' and b' of a convolution with the batch norm behind it."""
+    """W' and b' of a convolution, or linear layer, with the batch norm behind it."""
     a = norm.weight.data / (norm.running_var + norm.eps) ** 0.5
     bias = conv.bias.data if conv.bias else 0
-    return a[:, None, None, None] * conv.weight.data, a * (bias - norm.running_mean) + norm.bias.data  # (FOLD.1)
+    rows = a.reshape(-1, *[1] * (conv.weight.data.ndim - 1))  # (O,) -> (O, 1, 1, 1), or (O, 1)
+    return rows * conv.weight.data, a * (bias - norm.running_mean) + norm.bias.data  # (FOLD.1)
 
 
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):

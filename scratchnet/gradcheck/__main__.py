@@ -57,6 +57,13 @@ def catalogue(rng):
         yield smooth.__name__, smooth(), x, False, {}
     yield "AvgPool2d", sn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), x, False, {}
     yield "GlobalAvgPool2d", sn.GlobalAvgPool2d(), x, False, {}
+    yield "MaxPool2d", sn.MaxPool2d(3, 2, 1, ceil_mode=True), x, False, {}
+    yield "AdaptiveAvgPool2d", sn.AdaptiveAvgPool2d((3, 4)), x, False, {}
+    yield "ConvTranspose2d", sn.ConvTranspose2d(4, 6, (3, 2), 2, (1, 0), 1, 2, dilation=(1, 2), **f64), x, False, {}
+    yield "Upsample", sn.Upsample(scale_factor=(1.5, 2), mode="bilinear"), x, False, {}
+    yield "GroupNorm", sn.GroupNorm(2, 4, dtype=np.float64), x, False, {}
+    yield "LayerNorm", sn.LayerNorm((4, 7, 6), dtype=np.float64), x, False, {}
+    yield "BatchNorm1d", sn.BatchNorm1d(7, dtype=np.float64), rng.standard_normal((4, 7)), True, {}
     yield "Flatten", sn.Flatten(), x, False, {}
     yield "Linear", sn.Linear(7, 5, **f64), rng.standard_normal((4, 7)), False, {}
     yield "Dropout", sn.Dropout(0.4, rng=rng), x, True, {}

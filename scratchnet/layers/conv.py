@@ -87,7 +87,7 @@ def path_pair(kind, weight, geometry, groups, path):
 def grouped_forward(x, weight, stride, padding, dilation, groups):
     """One matrix product a group: x (C, H, W, N), weight (O, C/groups, KH, KW) -> y (O, OH, OW, N)."""
     out_size = _out_size(x, weight.shape, stride, padding, dilation)
-    cols = _im2col(x, weight, out_size, stride, padding, dilation)
+    cols = im2col(x, weight, out_size, stride, padding, dilation)
     matrix = weight.reshape(groups, len(weight) // groups, -1)  # (O, C/G, KH, KW) -> (G, O/G, K)
     y = matrix @ cols.reshape(groups, matrix.shape[2], -1)  # (CONV.3): (G, O/G, K) @ (G, K, M)
     return y.reshape(len(weight), *out_size, -1)
@@ -96,7 +96,7 @@ def grouped_forward(x, weight, stride, padding, dilation, groups):
 def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
     """Gradients of `grouped_forward`: dx like x, dweight like weight."""
     # cols are made again: keeping them would cost KH·KW activations
-    cols = _im2col(x, weight, dy.shape[1:3], stride, padding, dilation)
+    cols = im2col(x, weight, dy.shape[1:3], stride, padding, dilation)
     matrix = weight.reshape(groups, len(weight) // groups, -1)
     grad = dy.reshape(groups, len(weight) // groups, -1)  # (O, OH, OW, N) -> (G, O/G, M)
     dmatrix = grad @ cols.reshape(groups, matrix.shape[2], -1).swapaxes(1, 2)  # (CONV.5)
@@ -106,7 +106,8 @@ def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
     return dx, dmatrix.reshape(weight.shape)
 
 
-def _im2col(x, weight, out_size, stride, padding, dilation):  # (CONV.2)
+def im2col(x, weight, out_size, stride, padding, dilation):  # (CONV.2)
+    """The pixels that each tap reads at every output position: x (C, H, W, N) -> cols (C, KH, KW, OH, OW, N)."""
     cols = get_array_module(x).zeros((len(x), *weight.shape[2:], *out_size, x.shape[3]), x.dtype)
     copy_im2col(x, cols, stride, padding, dilation)
     return cols

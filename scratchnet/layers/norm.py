@@ -144,25 +144,27 @@ TRACK = kernels.Pair(track_all)
     ),
     device=DEVICE,
 )
-class BatchNorm2d(Module):
-    """Batch normalisation of (N, C, H, W) over N, H and W, with running statistics for eval mode.
+class BatchNorm(Module):
+    """Batch normalisation of every channel, with running statistics for eval mode; a class says of which shapes.
 
     Attributes:
+        shapes: the sizes of x behind (N, C), for each number of axes that x may have.
         weight, bias: (C,), ones and zeros at first; weight decay leaves both alone.
         running_mean, running_var: (C,), zeros and ones at first.
         num_batches_tracked: how many batches the running statistics have seen.
         momentum: the weight of the newest batch in them; the running variance is unbiased (both as in PyTorch).
 
     Raises:
-        ValueError: x is not (N, num_features, H, W), or holds one value per channel in training mode.
+        ValueError: x is of another shape, or holds one value per channel in training mode.
     """
 
+    shapes: tuple[tuple[str, ...], ...] = ()
     takes_bfloat16 = True
     buffers = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, *, dtype=np.float32):
         if not is_count(num_features):
-            raise ValueError(f"BatchNorm2d: num_features must be an int of at least 1, got {num_features!r}")
+            raise ValueError(f"{self.name}: num_features must be an int of at least 1, got {num_features!r}")
         self.weight = Parameter(np.ones(num_features, dtype), decay=False)
         self.bias = Parameter(np.zeros(num_features, dtype), decay=False)
         self.running_mean = np.zeros(num_features, dtype)
@@ -183,7 +185,8 @@ class BatchNorm2d(Module):
 
     def forward(self, x):
         """Normalise x, by its own statistics in training mode and by the running ones in eval mode."""
-        self.require(x, "N", self.weight.data.size, "H", "W")
+        rest = min(self.shapes, key=lambda shape: abs(len(shape) + 2 - getattr(x, "ndim", 0)))
+        self.require(x, "N", self.weight.data.size, *rest)
         forward, backward, _ = self.pair(kind_of(x))
         weight, bias = self.weight.data, self.bias.data
         if self.training:
@@ -220,3 +223,15 @@ class BatchNorm2d(Module):
 
     def extra_repr(self):  # noqa: D102
         return f"{self.weight.data.size}, eps={self.eps}, momentum={self.momentum}"
+
+
+class BatchNorm2d(BatchNorm):
+    """`BatchNorm` of (N, num_features, H, W), over N, H and W."""
+
+    shapes = (("H", "W"),)
+
+
+class BatchNorm1d(BatchNorm):
+    """`BatchNorm` of (N, num_features), over N, or of (N, num_features, L), over N and L: rows of the same matrix."""
+
+    shapes = ((), ("L",))

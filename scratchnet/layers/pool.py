@@ -67,6 +67,14 @@ def _reach(size, count, kernel, stride, padding, include_pad):
     return end - start if include_pad else np.minimum(end, size) - np.maximum(start, 0)
 
 
+def require_half(layer, padding, kernel):
+    """Raise ValueError for more padding than half of the kernel, both pairs: PyTorch's rule."""
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(
+            f"{layer}: padding may be at most half of the kernel, got padding {padding} and kernel_size {kernel}"
+        )
+
+
 def global_avg_pool2d_forward(x):
     """Average each picture's channel: (N, C, H, W) -> y (N, C, 1, 1), and the cache for `global_avg_pool2d_backward`."""
     maps = as_maps(x)  # (N, C, H, W) -> (C, H, W, N)
@@ -98,11 +106,7 @@ class AvgPool2d(Module):
         self.kernel_size = pair(kernel_size, "AvgPool2d: kernel_size", 1)
         self.stride = self.kernel_size if stride is None else pair(stride, "AvgPool2d: stride", 1)
         self.padding = pair(padding, "AvgPool2d: padding", 0)
-        if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
-            raise ValueError(
-                f"AvgPool2d: padding may be at most half of the kernel, got padding {self.padding} "
-                f"and kernel_size {self.kernel_size}"
-            )
+        require_half(self.name, self.padding, self.kernel_size)
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
     def forward(self, x):
