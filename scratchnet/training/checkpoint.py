@@ -24,10 +24,11 @@ How it is written
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,9 +36,12 @@ from scratchnet.training.archive import CheckpointError, NewerFormatError, decod
 from scratchnet.training.atomic import Check, atomic_file, read_regular, remove_leftovers
 
 LAST, PREVIOUS = "last.npz", "last.previous.npz"
+Content = TypeVar("Content")
 
 
-def save(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None) -> None:
+def save(
+    path: str | os.PathLike[str], arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None
+) -> None:
     """Write a checkpoint, durably and all or nothing.
 
     Args:
@@ -61,10 +65,21 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         CheckpointError: for whatever keeps the content from being exactly what was saved.
     """
+    return read(path, decode)
+
+
+def read(path: str | os.PathLike[str], decode: Callable[[bytes], Content]) -> Content:
+    """What `decode` makes of a file's bytes.
+
+    Raises:
+        CheckpointError: for whatever it, or reading them, raises; one sentence that names the file.
+    """
     try:
         return decode(read_regular(path))
     except NewerFormatError as error:
         raise NewerFormatError(f"{shown(path)} {error}") from None
+    except CheckpointError as error:  # what it is, is known
+        raise CheckpointError(f"{shown(path)}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
