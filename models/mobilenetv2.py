@@ -15,8 +15,7 @@ import numpy as np
 import scratchnet as sn
 from scratchnet import weights
 from scratchnet.layers.init import fan_in_uniform
-from scratchnet.training.archive import CheckpointError
-from scratchnet.training.checkpoint import shown
+from scratchnet.training.archive import CheckpointError, shown
 from scratchnet.training.schema import number, one_of
 
 # expansion t, output channels c, repeats n (Table 2); the stride of each row's first block is the variant's

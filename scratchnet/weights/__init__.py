@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchnet.array import to_device
 from scratchnet.module import Module
-from scratchnet.training import archive, checkpoint
+from scratchnet.training import archive
 from scratchnet.training.archive import CheckpointError
 from scratchnet.training.atomic import atomic_file
 from scratchnet.training.schema import TEXT, check
@@ -66,13 +66,13 @@ def save(path: str | os.PathLike[str], model: Module | Mapping[str, Any]) -> Non
     state = {key: np.asarray(to_device(value, "cpu")) for key, value in model.items()}
     suffix = Path(path).suffix
     if suffix == ".npz":
-        checkpoint.save(path, {f"model/{key}": value for key, value in state.items()}, header)
+        data = archive.encode({f"model/{key}": value for key, value in state.items()}, header)
     elif suffix == ".safetensors":
         data = safetensors_file.encode(state, header)
-        with atomic_file(path) as file:
-            file.write(data)
     else:
         raise ValueError(f"save: expected a name that ends in .npz or .safetensors, got {os.fspath(path)!r}")
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -92,14 +92,14 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def read(path: str | os.PathLike[str]) -> Saved:
     """`load`, and the header beside it."""
-    return checkpoint.read(path, _decode)
+    return archive.read(path, _decode)
 
 
 def weights_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights of a checkpoint that are to be tested: the averaged ones, where it has them."""
-    average = checkpoint.part(arrays, "average")
+    average = archive.part(arrays, "average")
     average.pop("updates", None)
-    return average or checkpoint.part(arrays, "model")
+    return average or archive.part(arrays, "model")
 
 
 def network_of(header: dict[str, Any], cls: type, schema: dict[str, Any]) -> dict[str, Any] | None:
