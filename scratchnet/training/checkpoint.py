@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode, read, shown
+from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode, read
 from scratchnet.training.archive import part as part
 from scratchnet.training.atomic import Check, atomic_file, remove_leftovers
 
