@@ -51,7 +51,7 @@ def read(path: str | os.PathLike[str], parse: Callable[[bytes], Content]) -> Con
     except NewerFormatError as error:
         raise NewerFormatError(f"{shown(path)} {error}") from None
     except CheckpointError as error:  # what it is, is known
-        raise CheckpointError(f"{shown(path)}: {error}") from error
+        raise CheckpointError(f"{shown(path)}: {shown(error)}") from error
     except OSError as error:
         raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
