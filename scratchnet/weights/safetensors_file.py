@@ -33,7 +33,7 @@ def encode(state: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:
         if np.dtype(array.dtype).newbyteorder("<") not in [np.dtype(dtype) for dtype in DTYPES.values()]:
             raise CheckpointError(f"array {key!r} cannot be stored: safetensors has no {array.dtype}")
     native = {key: np.asarray(array, array.dtype.newbyteorder("="), order="C") for key, array in state.items()}
-    return package.numpy.save(native, {"format": "pt", OURS: json.dumps(header, sort_keys=True)})
+    return package.numpy.save(native, {OURS: json.dumps(header, sort_keys=True)})
 
 
 def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
