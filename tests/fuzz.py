@@ -33,7 +33,6 @@ with atheris.instrument_imports():
     from scratchnet.data.pictures import PictureError, read_picture
     from scratchnet.training.archive import CheckpointError, decode, encode
     from scratchnet.training.checkpoint import load
-    from scratchnet.training.metrics import FIELDS, MetricsLog
     from scratchnet.unpickle import UnpickleError
     from scratchnet.unpickle import load as unpickle
     from scratchnet.weights import load as load_weights
@@ -115,16 +114,6 @@ def torch_members_of(data):
     torch_file(zipped({name.decode("latin-1"): content for name, content in pairs}.items()))
 
 
-def metrics(data):
-    """A metrics.csv: rows, a row removed, a row added."""
-    WHERE.write_bytes(data)
-    log = MetricsLog(WHERE)
-    rows = log.rows()
-    log.truncate_to(len(rows) - 1)
-    log.append(dict.fromkeys(FIELDS, 1))
-    assert log.rows()[-1]["epoch"] == 1
-
-
 READERS = {  # what each may raise
     archive: DataError,
     tar: DataError,
@@ -134,7 +123,6 @@ READERS = {  # what each may raise
     pickled: UnpickleError,
     torch_file: CheckpointError,
     torch_members_of: CheckpointError,
-    metrics: ValueError,
 }
 
 
@@ -172,8 +160,6 @@ def seeds(reader):
         yield legacy(*state)
     if reader is torch_members_of:
         yield CUT.join(piece for name, content in torch_members(*state) for piece in (name.encode(), content))
-    if reader is metrics:
-        yield (",".join(FIELDS) + "\n" + 2 * "1,2.5,0.1,nan,0.5,inf,1e-3,7\n").encode()
 
 
 def main():

@@ -91,6 +91,11 @@ def test_only_functions_of_the_table_are_called_and_only_build_takes_a_state():
     assert load(b"K\x07Q.", {}, lambda key: key + 1) == 8
 
 
+def test_what_lies_outside_cannot_be_called():
+    with pytest.raises(UnpickleError, match="calls a type, which is no function"):
+        load(b"K\x07Q)R.", {}, lambda key: list)
+
+
 REFUSED = {
     "a function that is not in the table": (b"cos\nsystem\n(X\x01\x00\x00\x00atR.", "refers to 'os.system'"),
     "by the stack": (b"\x8c\x05posix\x8c\x06system\x93\x8c\x01a\x85R.", "refers to 'posix.system'"),
