@@ -20,6 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import atheris
+import numpy as np  # before the others, as it is not what is to be tried
 
 with atheris.instrument_imports():
     import tarfile
@@ -37,7 +38,6 @@ with atheris.instrument_imports():
     from scratchnet.unpickle import load as unpickle
     from scratchnet.weights import load as load_weights
 
-import numpy as np
 from torch_files import legacy, tensors, zipped
 from torch_files import members as torch_members
 
