@@ -11,7 +11,8 @@ import numpy as np
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.data import cifar10, shapes
+from scratchnet import weights
+from scratchnet.data import cifar10, imagenet, shapes
 from scratchnet.data.pictures import PictureError, read_pictures
 from scratchnet.data.shapes import draw_shapes
 from scratchnet.device import resolve_device
@@ -34,10 +35,11 @@ from scratchnet.program.setup import (
     set_threads,
 )
 from scratchnet.training.atomic import write_json
-from scratchnet.training.checkpoint import CheckpointError, load, part
+from scratchnet.training.checkpoint import CheckpointError, load
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.recorded import RecordedForward
 from scratchnet.training.trainer import Trainer
+from scratchnet.weights import weights_of
 
 
 @outlive_terminal()
@@ -153,20 +155,16 @@ def test_checkpoint(args, device, console):
 def predict(args, device, console):
     """Say what each picture shows: the three likeliest classes. One rank does it, alone."""
     path, *pictures = args.predict
-    model, header = load_model(path, args, device)
-    classes = cifar10.CLASSES if header["config"]["data"]["name"] != shapes.NAME else shapes.CLASSES
-    model.eval()
+    model, classes, read = load_predictor(path, args, device)
     failures = []
     for name in pictures:
         try:
-            images = read_pictures([name])
+            x = read(name)
         except PictureError as error:
             if str(error) not in failures:  # without Pillow it is the same for all
                 console.error(f"train_cifar.py: error: {error}")
             failures.append(str(error))
             continue
-        data = cifar10.Dataset(images, np.zeros(1, np.int64), classes, "pictures")
-        ((x, _),) = make_batches(args, data, shuffle=False, batch_size=1).epoch(0)
         logits = sn.to_device(model(sn.to_device(x, device)), "cpu")[0].astype(np.float64)
         share = np.exp(logits - logits.max())
         share /= share.sum()
@@ -175,10 +173,31 @@ def predict(args, device, console):
     return 2 if failures else 0
 
 
+def load_predictor(path, args, device):
+    """(network in eval mode, names of its classes, file -> x) for a run's checkpoint, or for a network for ImageNet."""
+    if "config" not in weights.read(path).header:
+        model = MobileNetV2.from_checkpoint(path).to(device)
+        if model.variant != "imagenet" or model.num_classes != len(imagenet.CLASSES):
+            what = f"{model.num_classes} classes, variant {model.variant}"
+            raise CheckpointError(
+                f"{path}: a network of {what}, and nothing says which: expected a run's or ImageNet's"
+            )
+        return model, imagenet.CLASSES, imagenet.read_image
+    model, header = load_model(path, args, device)
+    classes = cifar10.CLASSES if header["config"]["data"]["name"] != shapes.NAME else shapes.CLASSES
+
+    def read(name):
+        data = cifar10.Dataset(read_pictures([name]), np.zeros(1, np.int64), classes, "pictures")
+        ((x, _),) = make_batches(args, data, shuffle=False, batch_size=1).epoch(0)
+        return x
+
+    return model.eval(), classes, read
+
+
 def load_model(path, args, device):
     """(network, header) of a checkpoint; the flags that say what it was fed with are set to its own."""
     arrays, header = ranks.from_first(lambda: load(path))
-    weights = weights_of(arrays)
+    state = weights_of(arrays)
     try:
         vars(args).update(flags_of(header))
     except UsageError as error:
@@ -188,8 +207,8 @@ def load_model(path, args, device):
         return make_model(args, np.random.default_rng(0), width)
 
     try:
-        model = make_fitting(make, args.width, weights).to(device)
-        model.load_state_dict(weights)
+        model = make_fitting(make, args.width, state).to(device)
+        model.load_state_dict(state)
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
     batch_size = 1 if args.predict else args.batch_size
@@ -254,13 +273,6 @@ def evaluate_test(model, forward, args, test, device, console):
     """The `Evaluation` of the test pictures, whose logits `forward` computes: the model, or its `RecordedForward`."""
     batches = console.follow(make_test_batches(args, test, device), "test")
     return evaluate(model, sn.CrossEntropyLoss(), batches, device, args.flip_test, forward)
-
-
-def weights_of(arrays):
-    """The weights of a checkpoint that are to be tested: the averaged ones, where it has them."""
-    average = part(arrays, "average")
-    average.pop("updates", None)
-    return average or part(arrays, "model")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from scratchnet.parallel import ranks
 from scratchnet.parallel.threads import get_num_threads, set_num_threads
 from scratchnet.training.optim import SGD, Adam, AdamW
 from scratchnet.training.recorded import RecordedStep
+from scratchnet.weights import load, save
 from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck
 
 __version__ = "0.1.0"
@@ -43,6 +44,6 @@ __all__ = [
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
     "BatchNorm1d", "GroupNorm", "LayerNorm", "ConvTranspose2d", "MaxPool2d", "AdaptiveAvgPool2d", "Upsample",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
-    "SGD", "Adam", "AdamW", "RecordedStep",
+    "SGD", "Adam", "AdamW", "RecordedStep", "load", "save",
     "GradcheckReport", "GradientMismatch", "gradcheck",
 ]  # fmt: skip

@@ -159,7 +159,7 @@ class Module(OneShotCache):
         if isinstance(state, (str, bytes, os.PathLike)):
             raise TypeError(
                 f"{self.name}: expected a state (dotted name -> array), got the path {os.fspath(state)!r}: "
-                "read the file first, as in load_state_dict(np.load(path))"
+                "read the file first, as in load_state_dict(sn.load(path))"
             )
         own = self.state_dict()
         missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]

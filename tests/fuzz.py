@@ -11,6 +11,7 @@ behind them lies most of the code, and whoever forges a file puts them right as 
 
 import gzip
 import io
+import pickle
 import struct
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import atheris
+import numpy as np  # before the others, as it is not what is to be tried
 
 with atheris.instrument_imports():
     import tarfile
@@ -32,9 +34,12 @@ with atheris.instrument_imports():
     from scratchnet.data.pictures import PictureError, read_picture
     from scratchnet.training.archive import CheckpointError, decode, encode
     from scratchnet.training.checkpoint import load
-    from scratchnet.training.metrics import FIELDS, MetricsLog
+    from scratchnet.unpickle import UnpickleError
+    from scratchnet.unpickle import load as unpickle
+    from scratchnet.weights import load as load_weights
 
-import numpy as np
+from torch_files import legacy, tensors, zipped
+from torch_files import members as torch_members
 
 CUT = b"<cut>"
 WHERE = Path(tempfile.mkdtemp(prefix="fuzz")) / ARCHIVE
@@ -90,14 +95,23 @@ def members(data):
     assert isinstance(header, dict) and all(isinstance(array, np.ndarray) for array in arrays.values())
 
 
-def metrics(data):
-    """A metrics.csv: rows, a row removed, a row added."""
+def pickled(data):
+    """A pickle, for the machine alone: it may make anything out of numbers, and a dict of its own."""
+    unpickle(data, {"m.make": lambda: {}, "m.value": 1}, lambda key: None)
+
+
+def torch_file(data):
+    """What torch.save wrote."""
     WHERE.write_bytes(data)
-    log = MetricsLog(WHERE)
-    rows = log.rows()
-    log.truncate_to(len(rows) - 1)
-    log.append(dict.fromkeys(FIELDS, 1))
-    assert log.rows()[-1]["epoch"] == 1
+    state = load_weights(WHERE)
+    assert all(isinstance(array, np.ndarray) and array.size <= len(data) for array in state.values())
+
+
+def torch_members_of(data):
+    """What is in one, zip format: a name and a content in turn."""
+    pieces = data.split(CUT)
+    pairs = zip(pieces[::2], pieces[1::2], strict=False)
+    torch_file(zipped({name.decode("latin-1"): content for name, content in pairs}.items()))
 
 
 READERS = {  # what each may raise
@@ -106,7 +120,9 @@ READERS = {  # what each may raise
     picture: PictureError,
     checkpoint: CheckpointError,
     members: CheckpointError,
-    metrics: ValueError,
+    pickled: UnpickleError,
+    torch_file: CheckpointError,
+    torch_members_of: CheckpointError,
 }
 
 
@@ -134,8 +150,16 @@ def seeds(reader):
         for seed in seeds(checkpoint):
             with zipfile.ZipFile(io.BytesIO(seed)) as whole:
                 yield CUT.join(piece for name in whole.namelist() for piece in (name.encode(), whole.read(name)))
-    if reader is metrics:
-        yield (",".join(FIELDS) + "\n" + 2 * "1,2.5,0.1,nan,0.5,inf,1e-3,7\n").encode()
+    state = tensors({"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(7)})
+    if reader is pickled:
+        for protocol in (2, 4):
+            yield pickle.dumps({"a": [1, 2.5, "text", (None, True), b"bytes"], "b": {7: 2**40}}, protocol)
+        yield b"\x80\x02cm\nmake\n)Rcm\nvalue\nQ0."
+    if reader is torch_file:
+        yield zipped(torch_members(*state))
+        yield legacy(*state)
+    if reader is torch_members_of:
+        yield CUT.join(piece for name, content in torch_members(*state) for piece in (name.encode(), content))
 
 
 def main():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scratchnet.training import archive, checkpoint
+from scratchnet.training import archive
 from scratchnet.training.checkpoint import CheckpointError, load, save
 
 SLOW = os.environ.get("SCRATCHNET_SLOW") == "1"
@@ -99,7 +99,7 @@ def trial(monkeypatch):
     path, wanted = Path("damaged.npz"), content(ARRAYS, HEADER)
 
     def refused(data):
-        monkeypatch.setattr(checkpoint, "read_regular", lambda path: data)  # thousands of real files take too long
+        monkeypatch.setattr(archive, "read_regular", lambda path: data)  # thousands of real files take too long
         try:
             loaded = load(path)
         except CheckpointError as error:

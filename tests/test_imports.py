@@ -9,7 +9,7 @@ import scratchnet
 
 ROOT = Path(scratchnet.__file__).parent
 FLOORS = [  # from the ground up; a file may import from lower floors, and from its own where that makes no circle
-    "device windows reference reference_elementwise reference_joins reference_windows",
+    "device windows reference reference_elementwise reference_joins reference_windows unpickle",
     "array parallel",
     "kernels.cpu kernels.compiled kernels.cuda",
     "kernels",
@@ -21,7 +21,7 @@ FLOORS = [  # from the ground up; a file may import from lower floors, and from 
     "steps plan",
     "sequential branches",
     "trace gradcheck",
-    "data training",
+    "data training weights",
     "program",
     "",  # scratchnet/__init__.py, and what is run as a command
 ]

@@ -171,7 +171,7 @@ def test_load_state_dict_not_strict_takes_what_fits():
 @pytest.mark.parametrize("path", ["best.npz", Path("best.npz")])
 def test_a_path_in_the_place_of_a_state_names_the_right_call(path):
     with pytest.raises(
-        TypeError, match=r"^Linear: expected a state .*, got the path 'best.npz': .*load_state_dict\(np"
+        TypeError, match=r"^Linear: expected a state .*, got the path 'best.npz': .*load_state_dict\(sn.load"
     ):
         sn.Linear(2, 3).load_state_dict(path)
 

@@ -89,7 +89,7 @@ def test_one_bad_picture_of_three_is_named_and_the_others_are_predicted(best, tm
 
 
 BAD = {
-    "a plain npz": (None, "is not a whole checkpoint"),
+    "a plain npz": (None, "is not a whole checkpoint|it is NumPy's own .npz"),
     "too wide": ({"width": 90}, "at width 90 there are about .* parameters, and it holds"),
     "wider than any": ({"width": 300}, r"no good --width must be in \(0, 100\], got 300"),
     "a word": ({"width": "wide"}, "no good --width must be a number, got 'wide'"),

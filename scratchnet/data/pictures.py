@@ -1,8 +1,8 @@
-"""Pictures from files, for a network that was trained on CIFAR-10 (needs Pillow: extra `plot`)."""
+"""Pictures from files, for a network that was trained on CIFAR-10 (needs Pillow: extra `plot`); imagenet.py for others."""
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,22 @@ class PictureError(ValueError):
     """A file is no picture that can be read, or Pillow is missing; the message is one line that says which."""
 
 
-def read_picture(path: str | os.PathLike[str], size: int = 32) -> np.ndarray:
+def middle_square(image: Any, size: int) -> Any:
+    """The middle square of a picture of Pillow's, resized, by averaging where it shrinks."""
+    from PIL import Image, ImageOps
+
+    way = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BILINEAR
+    return ImageOps.fit(image, (size, size), way)
+
+
+def read_picture(
+    path: str | os.PathLike[str], size: int = 32, shape: Callable[[Any, int], Any] = middle_square
+) -> np.ndarray:
     """A PNG or JPEG file -> (3, size, size) uint8, RGB.
 
-    The middle square of the picture is resized, by averaging where it shrinks. What is transparent is laid on black, of
-    16 bits the upper 8 count, and a phone's picture is turned the way up that it says. No other format is tried: Pillow
-    knows dozens, starts another program for one of them, and each is a way in for whoever made the file.
+    What is transparent is laid on black, of 16 bits the upper 8 count, and a phone's picture is turned the way up that it
+    says; of that, `shape` makes a square. No other format is tried: Pillow knows dozens, starts another program for one
+    of them, and each is a way in for whoever made the file.
 
     Raises:
         PictureError: Pillow is not installed, or the file cannot be read, is no such picture, is damaged, or has more
@@ -38,14 +48,13 @@ def read_picture(path: str | os.PathLike[str], size: int = 32) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
             ImageOps.exif_transpose(image, in_place=True)
-            way = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BILINEAR
             if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
                 image = Image.fromarray(((np.asarray(image, np.int32) + 128) // 257).astype(np.uint8))
             if image.mode.endswith("A") or "transparency" in image.info:
                 image = image.convert("RGBA").convert("RGBa")  # colours times opacity: on black
             elif image.mode != "RGB":
                 image = image.convert("RGB")
-            square = ImageOps.fit(image, (size, size), way)
+            square = shape(image, size)
     except UnidentifiedImageError:
         reason = "it is no PNG or JPEG picture"
     except OSError as error:

@@ -10,13 +10,18 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import zipfile
+from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from scratchnet.training.atomic import read_regular
+
+Content = TypeVar("Content")
 FORMAT, VERSION = "scratchnet checkpoint", 1
 HEADER = "__header__"
 MOST_HEADER = 2**24  # bytes: parsed JSON takes many times its length
@@ -33,6 +38,37 @@ class CheckpointError(ValueError):
 
 class NewerFormatError(CheckpointError):
     """An undamaged checkpoint of a format version that came after this library."""
+
+
+def read(path: str | os.PathLike[str], parse: Callable[[bytes], Content]) -> Content:
+    """What `parse` makes of a file's bytes.
+
+    Raises:
+        CheckpointError: for whatever it, or reading them, raises; one sentence that names the file.
+    """
+    try:
+        return parse(read_regular(path))
+    except NewerFormatError as error:
+        raise NewerFormatError(f"{shown(path)} {error}") from None
+    except CheckpointError as error:  # what it is, is known
+        raise CheckpointError(f"{shown(path)}: {shown(error)}") from error
+    except OSError as error:
+        raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{shown(path)} does not fit into the memory of this machine") from error
+    except Exception as error:  # a damaged file can make zipfile and json raise nearly anything
+        reason = shown(error)[:200] or type(error).__name__
+        raise CheckpointError(f"{shown(path)} is not a whole checkpoint: {reason}") from error
+
+
+def shown(what: object) -> str:
+    """Something's text on one line, whatever is in it: for messages."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))
+
+
+def part(arrays: dict[str, Any], name: str) -> dict[str, Any]:
+    """The arrays whose keys open with "name/", by the rest of their keys."""
+    return {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
 
 
 def encode(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> bytes:

@@ -20,7 +20,9 @@ Check = Callable[[], None] | None
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path, keep: str | Path | None = None, check: Check = None) -> Iterator[BinaryIO]:
+def atomic_file(
+    path: str | os.PathLike[str], keep: str | Path | None = None, check: Check = None
+) -> Iterator[BinaryIO]:
     """A file to write into, that takes the place of `path` when the block ends well, and never before.
 
     Args:
@@ -57,7 +59,7 @@ def write_json(path: str | Path, value: Any, check: Check = None) -> None:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 
-def read_regular(path: str | Path) -> bytes:
+def read_regular(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file: reading a pipe or a device might wait, or go on, for ever.
 
     Raises:

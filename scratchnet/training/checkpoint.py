@@ -24,6 +24,7 @@ How it is written
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +32,16 @@ from typing import Any
 
 import numpy as np
 
-from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode
-from scratchnet.training.atomic import Check, atomic_file, read_regular, remove_leftovers
+from scratchnet.training.archive import CheckpointError, NewerFormatError, decode, encode, read
+from scratchnet.training.archive import part as part
+from scratchnet.training.atomic import Check, atomic_file, remove_leftovers
 
 LAST, PREVIOUS = "last.npz", "last.previous.npz"
 
 
-def save(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None) -> None:
+def save(
+    path: str | os.PathLike[str], arrays: dict[str, np.ndarray], header: dict[str, Any], check: Check = None
+) -> None:
     """Write a checkpoint, durably and all or nothing.
 
     Args:
@@ -61,17 +65,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         CheckpointError: for whatever keeps the content from being exactly what was saved.
     """
-    try:
-        return decode(read_regular(path))
-    except NewerFormatError as error:
-        raise NewerFormatError(f"{shown(path)} {error}") from None
-    except OSError as error:
-        raise CheckpointError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
-    except MemoryError as error:
-        raise CheckpointError(f"{shown(path)} does not fit into the memory of this machine") from error
-    except Exception as error:  # a damaged file can make zipfile and json raise nearly anything
-        reason = shown(error)[:200] or type(error).__name__
-        raise CheckpointError(f"{shown(path)} is not a whole checkpoint: {reason}") from error
+    return read(path, decode)
 
 
 def save_rotating(
@@ -108,16 +102,6 @@ def load_latest(folder: str | Path, warn: Callable[[str], None]) -> tuple[dict, 
     if all(isinstance(error.__cause__, FileNotFoundError) for error in failures):
         return None
     raise CheckpointError("; ".join(map(str, failures)))
-
-
-def shown(what: object) -> str:
-    """Something's text on one line, whatever is in it: for messages."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(what))
-
-
-def part(arrays: dict[str, Any], name: str) -> dict[str, Any]:
-    """The arrays whose keys open with "name/", by the rest of their keys."""
-    return {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
