@@ -14,14 +14,19 @@ from scratchnet.layers.conv import Conv2d
 from scratchnet.layers.pool import AvgPool2d, GlobalAvgPool2d
 from scratchnet.layers.dropout import Dropout
 from scratchnet.fused.inference import fold_batch_norm
-from scratchnet.plan import Plan, plan
+from scratchnet.plan import Plan, plan, wanting_dx
 from scratchnet.sequential import Residual, Sequential
 from scratchnet.kernels import use_kernels
 from scratchnet.kernels.cpu.buffers import free_memory
 from scratchnet.parallel import ranks
 from scratchnet.parallel.threads import get_num_threads, set_num_threads
-from scratchnet.training.optim import SGD, Adam, AdamW
+from scratchnet.training import schedule
+from scratchnet.training.clip import clip_grad_norm_, clip_grad_value_
+from scratchnet.training.optim import SGD, Adam, AdamW, RMSprop
 from scratchnet.training.recorded import RecordedStep
+from scratchnet.training.step import train_step
+from scratchnet.summary import Summary, summary
+from scratchnet.trace import trace
 from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck
 
 __version__ = "0.1.0"
@@ -31,6 +36,16 @@ __all__ = [
     "Flatten", "Linear", "ReLU", "ReLU6", "CrossEntropyLoss", "BatchNorm2d", "Conv2d",
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
-    "SGD", "Adam", "AdamW", "RecordedStep",
+    "SGD", "Adam", "AdamW", "RMSprop", "clip_grad_norm_", "clip_grad_value_", "schedule", "wanting_dx",
+    "train_step", "RecordedStep", "Trainer", "Summary", "summary", "trace",
     "GradcheckReport", "GradientMismatch", "gradcheck",
 ]  # fmt: skip
+
+
+def __getattr__(name):
+    """`Trainer`, whose files are read when it is asked for: one of them is also run as a command."""
+    if name == "Trainer":
+        from scratchnet.training.trainer import Trainer
+
+        return Trainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

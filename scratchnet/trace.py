@@ -11,7 +11,7 @@ from scratchnet import device
 from scratchnet.array import to_device
 from scratchnet.module import Module
 from scratchnet.parallel.threads import computing
-from scratchnet.plan import LayerStep, aligned, plan, step_row
+from scratchnet.plan import LayerStep, aligned, plan, step_row, wanting_dx
 
 
 class Step(NamedTuple):
@@ -23,6 +23,7 @@ class Step(NamedTuple):
     shape_out: tuple
     parameters: int
     multiply_adds: int
+    trained: int  # of the parameters, those that are not frozen
 
 
 def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Step]:
@@ -51,9 +52,9 @@ def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Ste
 
 
 def _line(name, layer, x, y):
-    parameters = sum(parameter.data.size for parameter in layer.parameters())
+    parameters = layer.num_parameters()
     macs = y.size // len(y) * layer.multiply_adds if hasattr(layer, "multiply_adds") else 0
-    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs)
+    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs, layer.num_parameters(trained_only=True))
 
 
 class TimedStep(NamedTuple):
@@ -92,9 +93,11 @@ def trace_step(model: Module, criterion, x, labels) -> list[TimedStep]:
                 forward.append((shape_in, y.shape, ms))
             criterion(y, labels)
             dy = criterion.backward()
-            for step in reversed(planned.steps):
-                dy, ms = _timed(step.backward, dy)
+            for step, wanted in planned.backwards():
+                with wanting_dx(wanted):
+                    dy, ms = _timed(step.backward, dy)
                 backward.append(ms)
+        backward += [0.0] * (len(planned.steps) - len(backward))  # below all that is trained
     lines = []
     for step, (shape_in, shape, ms), back in zip(planned.steps, forward, reversed(backward), strict=True):
         macs = sum(getattr(layer, "multiply_adds", 0) for layer in step.layers) * math.prod(shape[1:])

@@ -103,7 +103,9 @@ def test_what_the_sources_declare_is_read():
 
 def test_instantiations():
     assert cuda_launch.instantiations("optimizer", "float64") == [
-        "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "adam<double>", "add_three<double>",
+        "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "rmsprop<double, false, false>",
+        "rmsprop<double, false, true>", "rmsprop<double, true, false>", "rmsprop<double, true, true>", "adam<double>",
+        "add_three<double>",
     ]  # fmt: skip
     assert "normalise<bfloat16, 8, true>" in cuda_launch.instantiations("norm", "bfloat16")
 

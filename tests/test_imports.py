@@ -19,7 +19,7 @@ FLOORS = [  # from the ground up; a file may import from lower floors, and from 
     "fused",
     "plan",
     "sequential",
-    "trace gradcheck",
+    "trace gradcheck summary",
     "data training",
     "program",
     "",  # scratchnet/__init__.py, and what is run as a command

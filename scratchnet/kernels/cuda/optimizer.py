@@ -1,4 +1,4 @@
-"""The optimizers' updates on the GPU, one launch each (training/optim.py), and what backward adds to gradients."""
+"""The optimizers' updates on the GPU, a launch each (training/optim.py, adaptive.py); what backward adds to gradients."""
 
 import math
 
@@ -12,6 +12,13 @@ def sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay):
         launch("sgd", (), grid, data, grad, lr, weight_decay, data.size)
     else:
         launch("sgd_momentum", (nesterov,), grid, data, grad, velocity, lr, momentum, weight_decay, data.size)
+
+
+def rmsprop_update(data, grad, square, mean, velocity, lr, alpha, eps, momentum, weight_decay):
+    """One pass."""
+    slots = (square if slot is None else slot for slot in (mean, velocity))  # of what is not there nothing is read
+    template, rates = (mean is not None, velocity is not None), (lr, alpha, 1 - alpha, eps, momentum, weight_decay)
+    launch("rmsprop", template, blocks(data.size), data, grad, square, *slots, *rates, data.size)
 
 
 def adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay):
