@@ -44,11 +44,6 @@ class OneShotCache:
         self._cache = None
 
     def _require_gradient(self, dy, shape, dtype):
-        if dy is None:
-            raise TypeError(
-                f"{self.name}: got None for dy: what stands above it is frozen in part, and had no dx to hand on; where "
-                "your own code joins networks, call the backward of those above within sn.wanting_dx()"
-            )
         if not device.is_array(dy):
             raise TypeError(f"{self.name}: expected dy to be an array of shape {shape}, got {type(dy).__name__}")
         if dy.shape != shape:

@@ -179,7 +179,15 @@ class Plan:
 
         Where some parameters are frozen and others are not, it ends at the lowest step with one of these, and returns None,
         unless a plan around this one needs dx (`wanting_dx`).
+
+        Raises:
+            TypeError: dy is None, which such a network above has returned.
         """
+        if dy is None:
+            raise TypeError(
+                "backward got None for dy: the network above is frozen in part and handed no dx on; where your own code "
+                "joins networks, call the backward of those above within sn.wanting_dx()"
+            )
         with computing():
             for step, wanted in self.backwards():
                 with wanting_dx(wanted):

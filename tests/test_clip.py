@@ -75,7 +75,9 @@ def test_by_value():
     assert abs(parameters[0].grad).max() == 0.9
 
 
-@pytest.mark.parametrize("clip", [lambda some: sn.clip_grad_norm_(some, 0.5), lambda some: sn.clip_grad_value_(some, 0.5)])
+@pytest.mark.parametrize(
+    "clip", [lambda some: sn.clip_grad_norm_(some, 0.5), lambda some: sn.clip_grad_value_(some, 0.5)]
+)
 def test_frozen_ones_count_for_nothing_and_float32_stays(clip):
     parameters = make(np.float32)
     alone = make(np.float32)

@@ -18,8 +18,8 @@ from scratchnet.layers.conv import depthwise_backward, depthwise_forward, groupe
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward, track_statistics
 from scratchnet.layers.pool import global_avg_pool2d_backward, global_avg_pool2d_forward
-from scratchnet.training.augment import draw_crop_flip, normalise, random_crop_flip
 from scratchnet.training.adaptive import adam_update, rmsprop_update
+from scratchnet.training.augment import draw_crop_flip, normalise, random_crop_flip
 from scratchnet.training.optim import sgd_update
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
@@ -373,16 +373,14 @@ def test_adam(run, rng, m, step, decay):
         close(got, expected, 4 * RTOL[run.dtype])
 
 
-@given(
-    launchers, rngs(), st.integers(1, 200), st.booleans(), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.3])
-)
+@given(launchers, rngs(), st.integers(1, 200), st.booleans(), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.3]))
 def test_rmsprop(run, rng, m, centered, momentum, decay):
     data, grad, square, mean, velocity = rng.standard_normal((5, m)).astype(run.dtype)
     square[...] = square**2 + (mean**2 if centered else 0) - (1e-3 if centered and m > 1 else 0) * (np.arange(m) == 0)
     want = [value.copy() for value in (data, square, mean, velocity)]
     slots = want[2] if centered else None, want[3] if momentum else None
     rmsprop_update(want[0], grad, want[1], *slots, 0.1, 0.9, 1e-1, momentum, decay)
-    slots = mean if centered else square, velocity if momentum else square
+    slots = mean if centered else grad, velocity if momentum else grad
     numbers = 0.1, 0.9, 1 - 0.9, 1e-1, momentum, decay
     run("rmsprop", (centered, bool(momentum)), 1, data, grad, square, *slots, *numbers, m)
     for got, expected in zip((data, square, mean, velocity), want, strict=True):
@@ -392,7 +390,7 @@ def test_rmsprop(run, rng, m, centered, momentum, decay):
 def test_rmsprop_cuts_off_a_variance_below_0():
     run = Launcher("float32", 0, 1, 32)
     data, grad, square, mean = (np.array([value], np.float32) for value in (1, 1, 0.5, 1))
-    run("rmsprop", (True, False), 1, data, grad, square, mean, square, 0.1, 0.5, 0.5, 0.1, 0.0, 0.0, 1)
+    run("rmsprop", (True, False), 1, data, grad, square, mean, grad, 0.1, 0.5, 0.5, 0.1, 0.0, 0.0, 1)
     assert square[0] < mean[0] ** 2
     np.testing.assert_allclose(data, 1 - 0.1 / 0.1, atol=1e-6)
 

@@ -215,7 +215,9 @@ def test_a_run_that_has_not_begun_can_be_resumed():
 def test_slots_are_named_after_the_parameters():
     a, b = Parameter(np.ones((2, 3))), Parameter(np.ones(4))
     centered = RMSprop([a], centered=True, momentum=0.5).state_dict()
-    assert set(centered) == {"square/0", "mean/0", "momentum/0", "step"} and set(RMSprop([a]).state_dict()) < set(centered)
+    assert set(centered) == {"square/0", "mean/0", "momentum/0", "step"} and set(RMSprop([a]).state_dict()) < set(
+        centered
+    )
     assert set(SGD([a, b], 0.1).state_dict()) == {"step"}
     assert set(SGD(iter([a, b]), 0.1, momentum=0.5).state_dict()) == {"momentum/0", "momentum/1", "step"}
     state = Adam([("conv.weight", a), ("bn.bias", b)]).state_dict()
@@ -400,14 +402,20 @@ def test_without_groups_there_is_one_with_all_that_can_be_set():
 
 
 GROUP_FAULTS = [
-    (lambda a, b: SGD([{"params": a, "rate": 1}], lr=0.1), "SGD: a parameter group has lr, momentum, .* to set, got 'rate'"),
+    (
+        lambda a, b: SGD([{"params": a, "rate": 1}], lr=0.1),
+        "SGD: a parameter group has lr, .* to set, got 'rate'",
+    ),
     (lambda a, b: SGD([{"lr": 1.0}], lr=0.1), "SGD: a parameter group is a dict with 'params', got one with lr"),
     (lambda a, b: SGD([{"params": a, "lr": -1.0}], lr=0.1), r"SGD: lr must be in \[0, inf\), got -1.0"),
     (lambda a, b: SGD([{"params": a, "nesterov": True}], lr=0.1), "SGD: nesterov needs a momentum above 0"),
     (lambda a, b: SGD([{"params": [a, b]}, {"params": b}], lr=0.1), "SGD: parameter '2' is given twice"),
     (lambda a, b: SGD([{"params": []}], lr=0.1), "SGD: there are no parameters to optimize"),
     (lambda a, b: SGD([{"params": a}, b], lr=0.1), "params must hold Parameters .* got a dict"),
-    (lambda a, b: SGD([a], lr=0.1).param_groups[0].update(momentum=0.5), "momentum is used or is not from the first step"),
+    (
+        lambda a, b: SGD([a], lr=0.1).param_groups[0].update(momentum=0.5),
+        "momentum is used or is not from the first step",
+    ),
     (lambda a, b: SGD([a], lr=0.1).param_groups[0].update(params=[b]), "has lr, .* to set, got 'params'"),
     (lambda a, b: Adam([a]).param_groups[0].update(betas=(0.5, 2)), r"Adam: betas\[1\] must be in \[0, 1\), got 2"),
     (lambda a, b: Adam([a]).param_groups[0].pop("eps"), "Adam: a parameter group has its 'eps' for good"),

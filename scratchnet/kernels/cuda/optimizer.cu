@@ -17,7 +17,7 @@ __global__ void sgd_momentum(T* data, const T* grad, T* velocity, sum_t<T> lr, s
   }
 }
 
-// rest: 1 - α, rounded once, from double. mean and velocity are read where there are such.
+// rest: 1 - α, rounded once, from double. mean and velocity are touched where there are such.
 template <class T, bool CENTERED, bool MOMENTUM>
 __global__ void rmsprop(T* data, const T* grad, T* square, T* mean, T* velocity, sum_t<T> lr, sum_t<T> alpha, sum_t<T> rest,
                         sum_t<T> eps, sum_t<T> momentum, sum_t<T> decay, int m) {

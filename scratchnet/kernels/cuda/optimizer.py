@@ -16,7 +16,7 @@ def sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay):
 
 def rmsprop_update(data, grad, square, mean, velocity, lr, alpha, eps, momentum, weight_decay):
     """One pass."""
-    slots = (square if slot is None else slot for slot in (mean, velocity))  # of what is not there nothing is read
+    slots = (grad if slot is None else slot for slot in (mean, velocity))  # what is not there is not read or written
     template, rates = (mean is not None, velocity is not None), (lr, alpha, 1 - alpha, eps, momentum, weight_decay)
     launch("rmsprop", template, blocks(data.size), data, grad, square, *slots, *rates, data.size)
 
