@@ -1,6 +1,8 @@
-"""Freezing: what is frozen gets no gradient and costs none, the others get theirs, and backward ends at the last of them."""
+"""Freezing: what is frozen gets no gradient and costs none, the others get theirs, and backward ends at the last one."""
 
+import re
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,6 +259,20 @@ def test_what_is_computed_as_one_gives_way_to_layers_where_a_convolution_in_it_i
     net.requires_grad_(False)
     net.head.requires_grad_(True)
     assert kinds() == fused, "no backward comes by"
+
+
+def test_what_readme_shows_runs_and_changes_what_it_says():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "requires_grad_" in code]
+    said = {}
+    exec(block.replace("0.5, rng", "0.1, rng"), said)
+    model, fresh = said["model"], MobileNetV2(10, 0.1, rng=np.random.default_rng(0))
+    for (name, value), start in zip(model.state_dict().items(), fresh.state_dict().values(), strict=True):
+        part = name.split(".")
+        frozen = part[0] == "features" and int(part[1]) < 12
+        assert np.array_equal(value, start) == (frozen or not value.any()), name
+    rates = [group["lr"] for group in said["optimizer"].param_groups]
+    assert rates[0] == pytest.approx(rates[1] / 10) and rates[1] == said["optimizer"].lr
 
 
 # Layers ---------------------------------------------------------------------------------------------------------------
