@@ -134,7 +134,7 @@ class Plan:
         fuse: whether neighbours may be joined; without, every layer is a step.
 
     Attributes:
-        steps: things with `names`, `layers`, `parameters()`, `pair(kind)`, `forward(x)` and `backward(dy)`.
+        steps: things with `names`, `layers`, `parameters()`, `pair(kind)`, `forward(x)`, `backward(dy)` and `forget()`.
         lowest: the number of the step where backward ends, if some parameters are frozen and others are not; else None.
 
     Raises:
