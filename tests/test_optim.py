@@ -422,6 +422,15 @@ GROUP_FAULTS = [
 ]
 
 
+def test_what_is_refused_changes_nothing():
+    (group,) = SGD([Parameter(np.ones(2))], lr=0.1, momentum=0.5, nesterov=True).param_groups
+    before = dict(group)
+    for key, value in (("momentum", 0.0), ("lr", -1.0), ("momentum", 1.0), ("rate", 1.0)):
+        with pytest.raises(ValueError, match="^SGD: "):
+            group[key] = value
+        assert dict(group) == before
+
+
 @pytest.mark.parametrize(("make", "message"), GROUP_FAULTS)
 def test_a_group_that_cannot_be_is_refused_in_one_sentence(make, message):
     with pytest.raises((ValueError, TypeError), match=message):

@@ -103,7 +103,7 @@ class RMSprop(Optimizer):
 
     def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False):
         rates = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-        super().__init__(params, **rates, centered=bool(centered))
+        super().__init__(params, **rates, centered=centered)
 
     @classmethod
     def slots(cls, options):  # noqa: D102

@@ -1,4 +1,4 @@
-"""What the optimizers share: named parameters in groups, slots shaped like them, the step count, and saving all of it.
+"""What the optimizers share: named parameters, slots shaped like them, the step count, and saving all of it.
 
 Weight decay leaves out every parameter whose `decay` is False: batch norm's and biases have no scale to keep small. One
 whose `requires_grad` is False is left alone altogether, whether it was frozen before the optimizer was made or after.
@@ -6,7 +6,7 @@ whose `requires_grad` is False is left alone altogether, whether it was frozen b
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from scratchnet import kernels
 from scratchnet.array import to_device
 from scratchnet.device import device_of, kind_of, zeros_like
 from scratchnet.flat import lay_flat
-from scratchnet.module import Parameter
 from scratchnet.training.archive import expect
+from scratchnet.training.groups import ParamGroup, named_groups
 
 ENDS = {"momentum": 1, "alpha": 1}  # of hyper-parameters that must stay below a number; the others have no end
+SWITCHES = "nesterov", "centered"
 
 
 class Group(list):
@@ -40,70 +41,6 @@ class Group(list):
             decay == other_decay and all(map(operator.is_, arrays, others))
             for (arrays, decay), (others, other_decay) in zip(self, group, strict=True)
         )
-
-
-class ParamGroup(MutableMapping):
-    """Parameters with hyper-parameters of their own: {"params": […], "lr": …, "weight_decay": …, …}, as PyTorch has it.
-
-    What is set between two steps holds from the next one on. A group's "lr" keeps its ratio to the optimizer's `lr`, which
-    a schedule sets.
-
-    Raises:
-        ValueError: a value out of its range; a key that the optimizer does not have, or "params"; a momentum that begins or
-            ends, which would want other slots; an "lr" while the optimizer's is 0, to which nothing has a ratio.
-    """
-
-    def __init__(self, kind, params, options, given, base):
-        self._kind, self._values = kind, {"params": list(params.values())} | options
-        self._base, self._own = base, base  # the optimizer's lr when this group's was set, and what it was set to
-        self._now = base
-        self.names = frozenset(params)
-        for key, value in given.items():
-            self._set(key, value)
-        kind.require_consistent(self)
-
-    def follow(self, lr):
-        """Take over the optimizer's lr."""
-        self._now = lr
-        at_first = self._own if lr == self._base else lr * (self._own / self._base if self._base else 1.0)
-        self._values["lr"] = lr if self._own == self._base else at_first
-
-    def _set(self, key, value):
-        name = self._kind.__name__
-        if key == "params" or key not in self._values:
-            takes = ", ".join(word for word in self._values if word != "params")
-            raise ValueError(f"{name}: a parameter group has {takes} to set, got {key!r}")
-        value = self._kind.checked(key, value)
-        if key == "lr":
-            if value != self._now == 0:
-                raise ValueError(
-                    f"{name}: a group's lr keeps its ratio to the optimizer's, which is 0: set that first, got {value}"
-                )
-            self._base, self._own = self._now, value
-        self._values[key] = value
-
-    def __setitem__(self, key, value):
-        before, slots = self._values.copy(), self._kind.slots(self)
-        self._set(key, value)
-        if self._kind.slots(self) != slots:
-            self._values = before
-            raise ValueError(f"{self._kind.__name__}: {key} is used or is not from the first step on, got {value}")
-        self._kind.require_consistent(self)
-
-    def __getitem__(self, key):
-        return self._values[key]
-
-    def __delitem__(self, key):
-        raise ValueError(f"{self._kind.__name__}: a parameter group has its {key!r} for good")
-
-    def __iter__(self):
-        return iter(self._values)
-
-    def __len__(self):
-        return len(self._values)
-
-    def __repr__(self):
-        return repr(self._values)
 
 
 class Optimizer:
@@ -137,9 +74,9 @@ class Optimizer:
     def __init__(self, params: Iterable[Any], **options):
         options = {key: self.checked(key, value) for key, value in options.items()}
         self._lr = options["lr"]
-        found = _groups(params, type(self).__name__)
+        found = named_groups(params, type(self).__name__)
         self.params = {name: parameter for named, _ in found for name, parameter in named.items()}
-        self.param_groups = [ParamGroup(type(self), named, options, given, self._lr) for named, given in found]
+        self.param_groups = [ParamGroup(type(self), named, options, given) for named, given in found]
         self._groups: list = [None] * len(found)
         self.steps = 0
         place = {name: k for k, group in enumerate(self.param_groups) for name in group.names}
@@ -216,8 +153,8 @@ class Optimizer:
     @classmethod
     def checked(cls, key: str, value: Any) -> Any:
         """A hyper-parameter, as a Python number."""
-        if isinstance(value, bool):
-            return value
+        if key in SWITCHES:
+            return bool(value)
         if key == "betas":
             if len(value) != 2:
                 raise ValueError(f"{cls.__name__}: betas must be two numbers in [0, 1), got {value}")
@@ -263,29 +200,3 @@ class Optimizer:
         if not 0 <= value < end:  # NaN fails both comparisons
             raise ValueError(f"{cls.__name__}: {what} must be in [0, {end}), got {value}")
         return float(value)  # a NumPy scalar would turn float32 into float64
-
-
-def _groups(params: Iterable[Any], owner: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(name -> Parameter, hyper-parameters of its own) for each group, checked."""
-    given = list(params)
-    if not (given and all(isinstance(entry, dict) for entry in given)):
-        given = [{"params": given}]
-    groups: list = []
-    seen: dict[str, Any] = {}
-    for options in given:
-        if "params" not in options:
-            raise ValueError(f"{owner}: a parameter group is a dict with 'params', got one with {', '.join(options)}")
-        named: dict[str, Any] = {}
-        some = options["params"]
-        for entry in [some] if isinstance(some, Parameter) else some:
-            name, parameter = entry if isinstance(entry, tuple) else (str(len(seen)), entry)
-            if not isinstance(parameter, Parameter):
-                kind = type(parameter).__name__
-                raise TypeError(f"{owner}: params must hold Parameters or (name, Parameter) pairs, got a {kind}")
-            if name in seen or any(parameter is other for other in seen.values()):
-                raise ValueError(f"{owner}: parameter '{name}' is given twice")
-            named[name] = seen[name] = parameter
-        groups.append((named, {key: value for key, value in options.items() if key != "params"}))
-    if not seen:
-        raise ValueError(f"{owner}: there are no parameters to optimize")
-    return groups
