@@ -1,9 +1,8 @@
 """Parameters side by side in one array, on a GPU: what is done to all of them is then one launch instead of hundreds.
 
 A small network's parameters are many and small, and a launch takes longer than the arithmetic on most of them. An
-optimizer therefore lays the parameters that it is given side by side, group by group, those with weight decay first, and
-their gradients likewise; each `parameter.data` and `parameter.grad` becomes a view. On the CPU nothing is moved: a call
-costs little there.
+optimizer therefore lays the parameters that it is given side by side, those with weight decay first, and their gradients
+likewise; each `parameter.data` and `parameter.grad` becomes a view. On the CPU nothing is moved: a call costs little there.
 """
 
 from scratchnet.device import device_of, get_array_module
@@ -18,10 +17,8 @@ class Flat:
         data, grad: the two arrays, each with one axis.
     """
 
-    def __init__(self, named, group):
-        ordered = sorted(
-            named.items(), key=lambda item: (group[item[0]], not item[1].decay)
-        )  # stable: else as they were
+    def __init__(self, named):
+        ordered = sorted(named.items(), key=lambda item: not item[1].decay)  # stable: else as they were, group by group
         xp = get_array_module(ordered[0][1].data)
         self._places: dict = {}
         start = 0
@@ -59,18 +56,13 @@ class Flat:
         return sorted(p.grad.data.ptr for p in parameters) == sorted(self._pointers)
 
 
-def lay_flat(named, group=None):
-    """The `Flat` of named parameters, or None: on the CPU, of several dtypes, or where one lies in another already.
-
-    Args:
-        named: name -> Parameter.
-        group: name -> the number of its group; None where all are of one.
-    """
+def lay_flat(named):
+    """The `Flat` of named parameters, or None: on the CPU, of several dtypes, or where one lies in another already."""
     arrays = [parameter.data for parameter in named.values()]
     on_device = all(device_of(array) == "cuda" for array in arrays)
     if not on_device or len({array.dtype for array in arrays}) > 1 or any(p.home for p in named.values()):
         return None
-    return Flat(named, group or dict.fromkeys(named, 0))
+    return Flat(named)
 
 
 def gradients(parameters):

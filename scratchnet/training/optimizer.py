@@ -80,7 +80,7 @@ class Optimizer:
         self._groups: list = [None] * len(found)
         self.steps = 0
         place = {name: k for k, group in enumerate(self.param_groups) for name in group.names}
-        self._flat = lay_flat(self.params, place)
+        self._flat = lay_flat(self.params)  # in the order of the groups
         slots = {name: self.slots(self.param_groups[k]) for name, k in place.items()}
         every = dict.fromkeys(slot for some in slots.values() for slot in some)
         self._whole = {slot: zeros_like(self._flat.data) for slot in every} if self._flat else {}
