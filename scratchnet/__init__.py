@@ -21,16 +21,21 @@ from scratchnet.layers.max_pool import MaxPool2d
 from scratchnet.layers.resize import AdaptiveAvgPool2d, Upsample
 from scratchnet.layers.dropout import Dropout
 from scratchnet.fused.inference import fold_batch_norm
-from scratchnet.plan import Plan, plan
+from scratchnet.plan import Plan, plan, wanting_dx
 from scratchnet.sequential import Sequential
 from scratchnet.branches import Add, Concat, Multiply, Residual
 from scratchnet.kernels import use_kernels
 from scratchnet.kernels.cpu.buffers import free_memory
 from scratchnet.parallel import ranks
 from scratchnet.parallel.threads import get_num_threads, set_num_threads
-from scratchnet.training.optim import SGD, Adam, AdamW
+from scratchnet.training import schedule
+from scratchnet.training.clip import clip_grad_norm_, clip_grad_value_
+from scratchnet.training.optim import SGD, Adam, AdamW, RMSprop
 from scratchnet.training.recorded import RecordedStep
 from scratchnet.weights import load, save
+from scratchnet.training.step import train_step
+from scratchnet.summary import Summary, summary
+from scratchnet.trace import trace
 from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck
 
 __version__ = "0.1.0"
@@ -44,6 +49,16 @@ __all__ = [
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
     "BatchNorm1d", "GroupNorm", "LayerNorm", "ConvTranspose2d", "MaxPool2d", "AdaptiveAvgPool2d", "Upsample",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
-    "SGD", "Adam", "AdamW", "RecordedStep", "load", "save",
+    "SGD", "Adam", "AdamW", "RMSprop", "clip_grad_norm_", "clip_grad_value_", "schedule", "wanting_dx",
+    "train_step", "RecordedStep", "Trainer", "Summary", "summary", "trace", "load", "save",
     "GradcheckReport", "GradientMismatch", "gradcheck",
 ]  # fmt: skip
+
+
+def __getattr__(name):
+    """`Trainer`, whose files are read when it is asked for: one of them is also run as a command."""
+    if name == "Trainer":
+        from scratchnet.training.trainer import Trainer
+
+        return Trainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,15 +15,15 @@ class Flat:
 
     Attributes:
         data, grad: the two arrays, each with one axis.
-        parts: (slice, whether weight decay applies) of the arrays, one or two of them.
     """
 
     def __init__(self, named):
-        ordered = sorted(named.items(), key=lambda item: not item[1].decay)  # stable: else as they were
+        ordered = sorted(named.items(), key=lambda item: not item[1].decay)  # stable: else as they were, group by group
         xp = get_array_module(ordered[0][1].data)
-        self._places, start = {}, 0
+        self._places: dict = {}
+        start = 0
         for name, parameter in ordered:
-            self._places[name] = slice(start, start + parameter.data.size), parameter.data.shape
+            self._places[name] = slice(start, start + parameter.data.size), parameter.data.shape, parameter.decay
             start += -(-parameter.data.size // ALIGN) * ALIGN
         dtype = ordered[0][1].data.dtype
         self.data, self.grad = xp.zeros(start, dtype), xp.zeros(start, dtype)  # what lies between stays 0
@@ -32,15 +32,24 @@ class Flat:
             data[...], grad[...] = parameter.data, parameter.grad
             parameter.data, parameter.grad, parameter.home = data, grad, self
         self._pointers = [parameter.grad.data.ptr for _, parameter in ordered]
-        free = [self._places[name][0].start for name, parameter in ordered if not parameter.decay]
-        decayed = free[0] if free else start
-        parts = (slice(0, decayed), True), (slice(decayed, start), False)
-        self.parts = [(part, decay) for part, decay in parts if part.start < part.stop]
 
     def view(self, array, name):
         """The part of a flat array that belongs to a parameter, in its shape."""
-        place, shape = self._places[name]
+        place, shape, _ = self._places[name]
         return array[place].reshape(shape)
+
+    def runs(self, names):
+        """[(slice of the arrays, whether weight decay applies)] of these parameters, neighbours of one kind together."""
+        runs: list = []
+        before = None
+        for name, (place, _, decay) in self._places.items():
+            if name not in names:
+                before = None
+                continue
+            start = runs.pop()[0].start if decay is before else place.start
+            runs.append((slice(start, place.stop), decay))
+            before = decay
+        return runs
 
     def is_all_of(self, parameters):
         """Whether these are its parameters, all of them, and their gradients still lie in it: `.to()` takes them away."""

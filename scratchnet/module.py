@@ -71,8 +71,8 @@ class Module(OneShotCache):
         return ()
 
     def facts(self):
-        """What a plan depends on, beside the layer itself."""
-        return self.training, self.saves
+        """What a plan depends on, beside the layer itself: its modes, and which of its parameters are frozen."""
+        return self.training, self.saves, *(parameter.requires_grad for parameter in self.parameters())
 
     def require(self, x, *shape):
         """Refuse an x that forward cannot take.
@@ -134,6 +134,10 @@ class Module(OneShotCache):
                 found += child.parameters()
         return found
 
+    def num_parameters(self, trained_only=False):
+        """How many numbers all parameters have together, or those that are not frozen."""
+        return sum(p.data.size for p in self.parameters() if p.requires_grad or not trained_only)
+
     def state_dict(self):
         """Dotted name -> array of every parameter and buffer, in PyTorch's order; the arrays themselves, not copies."""
         state: dict = {}
@@ -192,6 +196,18 @@ class Module(OneShotCache):
         for _, module in self.named_modules():
             vars(module).update(flags)
             module.drop_cache()
+        return self
+
+    def requires_grad_(self, requires_grad=True):
+        """Freeze every parameter with False, and train them again with True. Returns self.
+
+        For a frozen one no gradient is computed and its `.grad` stays as it is, optimizers leave it alone, and where a
+        network has others, its backward ends at the lowest layer with one of these and returns None (`Plan.backward`).
+        Batch norm's running statistics are no parameters: `eval()` of the frozen part keeps them as well. (A layer of your
+        own that adds to `.grad` by itself, not by `parameter.add_gradients`, does so for frozen ones too.)
+        """
+        for parameter in self.parameters():
+            parameter.requires_grad = bool(requires_grad)
         return self
 
     def zero_grad(self):

@@ -4,6 +4,10 @@ A network is a chain of layers, with marks where branches begin and end (`Module
 into a few groups of neighbours that are computed faster together than one by one, each with a derivation of its own
 (`fused/`). A plan replaces such neighbours by one step, chosen from the table FUSIONS, and leaves every other layer a step
 by itself. Forward walks the steps in order, backward in reverse: that is the chain rule.
+
+A frozen parameter needs no gradient, and what lies below the lowest parameter that needs one needs no dx. The steps stand
+in an order in which each reads only what others before it made, branches too: so nothing below that step leads to a
+parameter that is trained, and backward ends there.
 """
 
 from scratchnet import device, kernels, together
@@ -47,7 +51,8 @@ class Plan:
         fuse: whether neighbours may be joined; without, every layer is a step.
 
     Attributes:
-        steps: things with `names`, `layers`, `pair(kind)`, `forward(x)` and `backward(dy)`.
+        steps: things with `names`, `layers`, `parameters()`, `pair(kind)`, `forward(x)`, `backward(dy)` and `forget()`.
+        lowest: the number of the step where backward ends, if some parameters are frozen and others are not; else None.
 
     Raises:
         ValueError: a layer stands in two places.
@@ -60,19 +65,23 @@ class Plan:
         chain = list(chain)
         forks: list[Fork] = []  # whose branches are open
         refuse_twice(chain)
+        below = _below(chain)
         while chain:
             name, layer = chain[0]
             count, step = 1, None
             if isinstance(layer, Mark):
                 step = _at_mark(name, layer, forks)
             elif fuse:
-                count, step = _fused(chain, kind)
+                count, step = _fused(chain, kind, below)
                 if isinstance(chain[count - 1][1], Mark):  # branches end within the step
                     step.end_branches(forks.pop())
             self.steps.append(step or LayerStep(name, layer))
-            chain = chain[count:]
+            chain, below = chain[count:], below - count
         if fuse:
             self.steps = joined(self.steps, kind)
+        trained = [[parameter.requires_grad for _, parameter in step.parameters()] for step in self.steps]
+        mixed = any(map(any, trained)) and not all(map(all, trained))
+        self.lowest = next(k for k, some in enumerate(trained) if any(some)) if mixed else None
 
     def forward(self, x):
         """y of the whole chain."""
@@ -84,12 +93,35 @@ class Plan:
         return x
 
     def backward(self, dy):
-        """dx of the whole chain, from dy: the chain rule, from the last step to the first."""
+        """dx of the whole chain, from dy: the chain rule, from the last step to the first.
+
+        Where some parameters are frozen and others are not, it ends at the lowest step with one of these, and returns None,
+        unless a plan around this one needs dx (`wanting_dx`).
+
+        Raises:
+            TypeError: dy is None, which such a network above has returned.
+        """
+        if dy is None:
+            raise TypeError(
+                "backward got None for dy: the network above is frozen in part and handed no dx on; where your own code "
+                "joins networks, call the backward of those above within sn.wanting_dx()"
+            )
         rounded, self._rounded = self._rounded, {}
         with computing(), together.walking(self.kind, rounded):
-            for step in reversed(self.steps):
-                dy = step.backward(dy)
-        return dy
+            for step, wanted in self.backwards():
+                with wanting_dx(wanted):
+                    dy = step.backward(dy)
+        if _wanted or self.lowest is None:
+            return dy
+        for step in self.steps[: self.lowest]:
+            step.forget()
+        return None
+
+    def backwards(self):
+        """[(step, whether networks inside it have to return dx)] for those that backward takes, in its order."""
+        lowest = None if _wanted else self.lowest
+        steps = self.steps[lowest:]
+        return [(step, _wanted or k > 0 and lowest is not None) for k, step in enumerate(steps)][::-1]
 
     def __str__(self):
         return aligned(
@@ -171,12 +203,45 @@ def _at_mark(name, mark, forks):
     return Turn(name, mark, forks[-1]) if mark.place == "turn" else Join(name, mark, forks.pop())
 
 
-def _fused(chain, kind):
-    """How many of the first layers are computed as one, and the step that does it; 1 and None where none are."""
+_wanted = False
+
+
+class wanting_dx:  # noqa: N801 (it is called like a function)
+    """Within the block a network that is frozen in part goes back to its first layer, and returns dx.
+
+    A network inside a layer with a backward of its own needs that, where something below it is trained. A plan says so to
+    what is inside its steps; where your own code joins networks, it says so around the `backward` of those above.
+    """
+
+    def __init__(self, really=True):
+        self._really = really
+
+    def __enter__(self):
+        global _wanted
+        self._before, _wanted = _wanted, self._really
+
+    def __exit__(self, *_):
+        global _wanted
+        _wanted = self._before
+
+
+def _below(chain):
+    """How many layers of a chain are below all that is trained; 0 where nothing is, since dx is wanted then."""
+    layers = ((k, layer) for k, (_, layer) in enumerate(chain) if not isinstance(layer, Mark))
+    return next((k for k, layer in layers if any(p.requires_grad for p in layer.parameters())), 0)
+
+
+def _fused(chain, kind, below):
+    """How many of the first layers are computed as one, and the step that does it; 1 and None where none are.
+
+    No backward comes by the first `below` of them.
+    """
     for count, fusion in FUSIONS:
         names, layers = zip(*chain[:count], strict=True)
         if len(layers) == count and fusion.matches(list(layers)):
             step = fusion(names, layers)
+            if count > below and step.computes_what_is_frozen():
+                continue
             if not step.needs_kernel or kind and step.pair(kind).version != "plain":
                 return count, step
     return 1, None

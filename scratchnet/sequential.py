@@ -23,6 +23,7 @@ class Sequential(Module):
     _plan: Plan | None = None
     _signature: tuple | None = None
     _held: list = []  # (module, what it held) for all modules in it when the plan was last found to hold
+    _frozen: list = []  # (parameter, whether a gradient was wanted for it) then
 
     def __init__(self, *layers):
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], dict) else dict(enumerate(layers))
@@ -61,7 +62,7 @@ class Sequential(Module):
         """Forget the plan, and with it what its steps saved."""
         super().drop_cache()
         self._plan = self._signature = None
-        self._held = []
+        self._held, self._frozen = [], []
 
     def forward(self, x):
         """Call every layer in order, fused neighbours as one."""
@@ -79,7 +80,8 @@ class Sequential(Module):
         if not self._held or (self._signature or ())[:2] != (kind, enabled()):
             return False
         try:
-            return all(vars(module) == held for module, held in self._held)
+            held = all(vars(module) == held for module, held in self._held)
+            return held and all(parameter.requires_grad is wanted for parameter, wanted in self._frozen)
         except ValueError:  # there is another array, and arrays are compared number by number
             return False
 
@@ -89,9 +91,13 @@ class Sequential(Module):
         kept = any(module._cache is not None for module in modules)  # here it would be kept from being freed
         if not kept and all(_is_ours(type(module)) for module in modules):
             held += [(module, vars(module).copy()) for module in modules]
+            self._frozen = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
 
     def backward(self, dy):
-        """Apply the chain rule, from the last layer to the first, through the steps that forward took."""
+        """Apply the chain rule, from the last layer to the first, through the steps that forward took.
+
+        Returns dx; None where some parameters are frozen and others are not, since nothing below them is computed then.
+        """
         return (self._plan or Plan(self.inside(), None, fuse=False)).backward(dy)
 
     def fold_batch_norm(self):

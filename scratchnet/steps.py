@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from scratchnet import kernels, together
-from scratchnet.cache import located
+from scratchnet.cache import OneShotCache, located
 from scratchnet.layers.join import SUM, add
 
 
@@ -42,6 +42,10 @@ class LayerStep:
         """The layer's own backward."""
         with located(self.names[0]), self._way():
             return self.layers[0].backward(dy)
+
+    def forget(self):
+        """Let go of what forward kept for a backward that does not come by."""
+        OneShotCache.drop_cache(self.layers[0])  # a container's own would forget its plan as well
 
 
 class MarkStep(LayerStep):
@@ -121,6 +125,10 @@ class Fork(MarkStep):
         self._add(dx)
         total, self._total = self._total, None
         return total
+
+    def forget(self):
+        """Let go of what backward has brought here from other branches."""
+        self._x, self._kept, self._total = None, {}, None
 
     def _add(self, dx):
         self._total = dx if self._total is None else kernels.run(add, self._total, dx)

@@ -12,7 +12,7 @@ from scratchnet.array import to_device
 from scratchnet.layers.join import SUM
 from scratchnet.module import Module
 from scratchnet.parallel.threads import computing
-from scratchnet.plan import Fork, Join, LayerStep, Turn, aligned, plan, step_row
+from scratchnet.plan import Fork, Join, LayerStep, Turn, aligned, plan, step_row, wanting_dx
 
 
 class Step(NamedTuple):
@@ -27,6 +27,7 @@ class Step(NamedTuple):
     shape_out: tuple
     parameters: int
     multiply_adds: int
+    trained: int  # of the parameters, those that are not frozen
     kept: int = 0
 
 
@@ -64,9 +65,12 @@ def trace(model: Module, picture: tuple[int, ...], dtype=np.float32) -> list[Ste
 
 def _line(step, x, y, kept):
     (name,), (layer,) = step.names, step.layers
-    parameters = sum(parameter.data.size for _, parameter in step.parameters())
+    parameters = [parameter for _, parameter in step.parameters()]
+    count, trained = (
+        sum(p.data.size for p in some) for some in (parameters, [p for p in parameters if p.requires_grad])
+    )
     macs = y.size // len(y) * layer.multiply_adds if hasattr(layer, "multiply_adds") else 0
-    return Step(name, layer.name, x.shape[1:], y.shape[1:], parameters, macs, kept)
+    return Step(name, layer.name, x.shape[1:], y.shape[1:], count, macs, trained, kept)
 
 
 class TimedStep(NamedTuple):
@@ -105,9 +109,11 @@ def trace_step(model: Module, criterion, x, labels) -> list[TimedStep]:
                 forward.append((shape_in, y.shape, ms))
             criterion(y, labels)
             dy = criterion.backward()
-            for step in reversed(planned.steps):
-                dy, ms = _timed(step.backward, dy)
+            for step, wanted in planned.backwards():
+                with wanting_dx(wanted):
+                    dy, ms = _timed(step.backward, dy)
                 backward.append(ms)
+        backward += [0.0] * (len(planned.steps) - len(backward))  # below all that is trained
     lines = []
     for step, (shape_in, shape, ms), back in zip(planned.steps, forward, reversed(backward), strict=True):
         macs = sum(getattr(layer, "multiply_adds", 0) for layer in step.layers) * math.prod(shape[1:])

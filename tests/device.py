@@ -131,4 +131,5 @@ def run_every_kernel():
         update = optimizer(model.named_parameters(), lr=1e-3)
         for x, labels in batches("cuda", augment=True, bfloat16=bfloat16).epoch(0):
             train_step(model, sn.CrossEntropyLoss(0.1), update, x, labels)
+        sn.RMSprop(model.parameters()).step()
         model.eval()(x)

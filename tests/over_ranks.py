@@ -210,10 +210,15 @@ def local():
 # A network ------------------------------------------------------------------------------------------------------------
 
 
-def train(variant, pictures, over_ranks, dtype=np.float64, steps=2, size=None):
-    """Some steps of a narrow MobileNetV2: its state, gradients and losses; and how many bits of it other ranks have."""
+def train(variant, pictures, over_ranks, dtype=np.float64, steps=2, size=None, frozen=0):
+    """Some steps of a narrow MobileNetV2: its state, gradients and losses; and how many bits of it other ranks have.
+
+    The first `frozen` parts of it are not trained, and with them one batch norm behind.
+    """
     rng = np.random.default_rng(4)
     model = MobileNetV2(10, 0.1, variant, dropout=0.2, dtype=dtype, rng=rng)
+    for part in [model.features[:frozen], *([model.features[-1][1]] if frozen else [])]:
+        part.requires_grad_(False)
     criterion = sn.CrossEntropyLoss(label_smoothing=0.1)
     optimizer = sn.SGD(model.named_parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     losses, sides = [], (size or SIZES[variant],) * 2
@@ -247,6 +252,7 @@ def networks():
         for variant in SIZES if SLOW or which else ("imagenet", "blog"):
             yield f"{variant}, kernels {which}", network_over_ranks(variant, 7)
         yield f"fewer pictures than ranks, kernels {which}", network_over_ranks("cifar", ranks.size - 1)
+        yield f"frozen in part, kernels {which}", network_over_ranks("imagenet", 7, frozen=9)
         last = network_over_ranks("imagenet", ranks.size + 2, steps=1, size=32)
         yield f"one value a channel on a rank, kernels {which}", last
 

@@ -129,7 +129,8 @@ def worst(got, want):
 
 def test_every_compiled_pair_is_tested_here():
     made = {row for row, versions in kernels.TABLE.items() if any(v.version == "compiled" for v in versions)}
-    tested = {*PAIRS, "sgd_updates", "adam_updates", "take_batch"} - {"project with shortcut", "block with shortcut"}
+    updates = {"sgd_updates", "adam_updates", "rmsprop_updates"}
+    tested = {*PAIRS, *updates, "take_batch"} - {"project with shortcut", "block with shortcut"}
     assert made == (tested if compiled.PRESENT else set())
 
 
@@ -225,6 +226,8 @@ RULES = [
     (sn.SGD, {"momentum": 0.9, "nesterov": True}),
     (sn.Adam, {}),
     (sn.AdamW, {}),
+    (sn.RMSprop, {}),
+    (sn.RMSprop, {"centered": True, "momentum": 0.9}),
 ]
 
 

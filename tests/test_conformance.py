@@ -368,7 +368,8 @@ def plain_function(name):
         for package in (layers, fused)
         for info in pkgutil.iter_modules(package.__path__)
     ]
-    files += [import_module(f"scratchnet.{name}") for name in ("parameter", "training.optim", "training.augment")]
+    others = "parameter", "training.optim", "training.adaptive", "training.augment"
+    files += [import_module(f"scratchnet.{name}") for name in others]
     found = [vars(file)[name] for file in files if getattr(vars(file).get(name), "__module__", None) == file.__name__]
     assert len(found) == 1, f"{len(found)} files of layers define {name}"
     return found[0]
@@ -390,7 +391,7 @@ def test_every_kernel_for_the_cpu_is_run_by_a_row(kernels_that_ran):
                 step(*Case(row, mode).build(np.float32))
             module, x, _ = Case(row, "eval").build(np.float32)
             module.eval()(x)
-        for kind in (sn.SGD, sn.Adam):
+        for kind in (sn.SGD, sn.Adam, sn.RMSprop):
             kind([sn.Parameter(np.ones(3, np.float32))], lr=0.1).step()
         pictures = Dataset(np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.int64), ("any",), "none")
         assert len(list(Batches(pictures, 2, seed=0).epoch(0))) == 1

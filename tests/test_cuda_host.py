@@ -18,8 +18,9 @@ from scratchnet.layers.conv import depthwise_backward, depthwise_forward, groupe
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
 from scratchnet.layers.norm import batch_norm_backward, batch_norm_forward, track_statistics
 from scratchnet.layers.pool import global_avg_pool2d_backward, global_avg_pool2d_forward
+from scratchnet.training.adaptive import adam_update, rmsprop_update
 from scratchnet.training.augment import draw_crop_flip, normalise, random_crop_flip
-from scratchnet.training.optim import adam_update, sgd_update
+from scratchnet.training.optim import sgd_update
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
 
@@ -465,6 +466,28 @@ def test_adam(run, rng, m, step, decay):
         close(got, expected, 4 * RTOL[run.dtype])
 
 
+@given(launchers, rngs(), st.integers(1, 200), st.booleans(), st.sampled_from([0.0, 0.9]), st.sampled_from([0.0, 0.3]))
+def test_rmsprop(run, rng, m, centered, momentum, decay):
+    data, grad, square, mean, velocity = rng.standard_normal((5, m)).astype(run.dtype)
+    square[...] = square**2 + (mean**2 if centered else 0) - (1e-3 if centered and m > 1 else 0) * (np.arange(m) == 0)
+    want = [value.copy() for value in (data, square, mean, velocity)]
+    slots = want[2] if centered else None, want[3] if momentum else None
+    rmsprop_update(want[0], grad, want[1], *slots, 0.1, 0.9, 1e-1, momentum, decay)
+    slots = mean if centered else grad, velocity if momentum else grad
+    numbers = 0.1, 0.9, 1 - 0.9, 1e-1, momentum, decay
+    run("rmsprop", (centered, bool(momentum)), 1, data, grad, square, *slots, *numbers, m)
+    for got, expected in zip((data, square, mean, velocity), want, strict=True):
+        close(got, expected, 64 * RTOL[run.dtype])
+
+
+def test_rmsprop_cuts_off_a_variance_below_0():
+    run = Launcher("float32", 0, 1, 32)
+    data, grad, square, mean = (np.array([value], np.float32) for value in (1, 1, 0.5, 1))
+    run("rmsprop", (True, False), 1, data, grad, square, mean, grad, 0.1, 0.5, 0.5, 0.1, 0.0, 0.0, 1)
+    assert square[0] < mean[0] ** 2
+    np.testing.assert_allclose(data, 1 - 0.1 / 0.1, atol=1e-6)
+
+
 @given(launchers, rngs(), st.integers(1, 80), st.sampled_from([0.1, 1.0]), st.integers(2, 9))
 def test_running_statistics(run, rng, channels, momentum, count):
     running_mean, mean = rng.standard_normal((2, channels)).astype(run.dtype)
@@ -529,6 +552,7 @@ MEASURED = test_statistics_of_an_expansion, (5, 40, 72, True, 1e-20)
 EXPANDED = test_gradients_of_an_expansion, (5, 40, 72, True)
 COPIED = test_im2col_and_back, (DEPTHWISE, 33, 2)
 LOSS, SGD = (test_cross_entropy, (70, 5, 0.1, False)), (test_sgd, (150, 0.9, True, 0.3))
+RMS = test_rmsprop, (150, True, 0.9, 0.3)
 ADAM, TRACK = (test_adam, (150, 2, 0.3)), (test_running_statistics, (70, 0.1, 3))
 BATCH, POOLED = (test_take_batch, (4, 5, 7, 33)), (test_global_pooling, (2, 3, 70))
 
@@ -618,6 +642,9 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("many", "rows.var[k][c] * rows.unbiased[k] - var[c]", "rows.var[k][c] - var[c]", TRACK),
     ("many", "i < m; i += row_stride()) total", "i <= m; i += row_stride()) total", MANY),
     ("many", "T* total = rows.total[blockIdx.y];", "T* total = rows.total[0];", MANY),
+    ("optimizer", "rest * g * g", "rest * g", RMS),
+    ("optimizer", "spread -= first * first", "spread -= first", RMS),
+    ("optimizer", "d += momentum * sum_t<T>(velocity[i]);", "", RMS),
     ("activation", "sum_t<T>(p.v[k]) + sum_t<T>(other.v[k])", "sum_t<T>(p.v[k])", ROWS),
     ("pool", "p * n + i]);", "p * n]);", POOLED),
     ("pool", "/ pixels);", "/ n);", POOLED),

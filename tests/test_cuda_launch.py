@@ -128,7 +128,8 @@ def test_a_wrong_row_is_refused(rows, error, message):
 
 def test_instantiations():
     assert cuda_launch.instantiations("optimizer", "float64") == [
-        "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "adam<double>",
+        "sgd<double>", "sgd_momentum<double, false>", "sgd_momentum<double, true>", "rmsprop<double, false, false>",
+        "rmsprop<double, false, true>", "rmsprop<double, true, false>", "rmsprop<double, true, true>", "adam<double>",
     ]  # fmt: skip
     assert "normalise<bfloat16, 8, true>" in cuda_launch.instantiations("norm", "bfloat16")
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import scratchnet as sn
 from scratchnet.module import Parameter
-from scratchnet.training.optim import SGD, Adam, AdamW
+from scratchnet.training.optim import SGD, Adam, AdamW, RMSprop
 
 SHAPES = ((3, 4, 2, 5), (7,), (), (6, 2))
 SGD_CASES = [
@@ -22,7 +23,15 @@ SGD_CASES = [
     dict(momentum=0.7, nesterov=True, weight_decay=0.1),
 ]
 ADAM_CASES = [dict(), dict(weight_decay=0.1, betas=(0.8, 0.9), eps=1e-3), dict(betas=(0.0, 0.5), weight_decay=0.3)]
+RMS_CASES = [
+    dict(),
+    dict(weight_decay=0.1, alpha=0.7, eps=1e-3),
+    dict(momentum=0.8),
+    dict(centered=True, alpha=0.9, eps=1e-2),
+    dict(centered=True, momentum=0.6, weight_decay=0.2, eps=1e-2),
+]
 CASES = [(SGD, case) for case in SGD_CASES] + [(kind, case) for kind in (Adam, AdamW) for case in ADAM_CASES]
+CASES += [(RMSprop, case) for case in RMS_CASES]
 
 
 def make_parameters(dtype=np.float64, seed=0):
@@ -64,7 +73,10 @@ def test_fifty_steps_equal_pytorch_to_1e_12(kind, case):
         np.testing.assert_allclose(parameter.data, twin.detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
-def by_hand(kind, p, gradients, lr, momentum=0.0, nesterov=False, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+def by_hand(
+    kind, p, gradients, lr, momentum=0.0, nesterov=False, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+    alpha=0.99, centered=False,
+):  # fmt: skip
     """The papers' rules for one number, in Python floats."""
     v = m = s = 0.0
     for t, g in enumerate(gradients, start=1):
@@ -75,6 +87,11 @@ def by_hand(kind, p, gradients, lr, momentum=0.0, nesterov=False, betas=(0.9, 0.
         if kind is SGD:
             v = momentum * v + g
             p -= lr * (g + momentum * v if nesterov else v)
+        elif kind is RMSprop:
+            m = alpha * m + (1 - alpha) * g
+            s = alpha * s + (1 - alpha) * g * g
+            v = momentum * v + g / (math.sqrt(max(s - m * m, 0) if centered else s) + eps)
+            p -= lr * v
         else:
             m = betas[0] * m + (1 - betas[0]) * g
             s = betas[1] * s + (1 - betas[1]) * g * g
@@ -102,7 +119,7 @@ def test_every_element_follows_the_rule_by_itself(case, start, gradients, lr):
     np.testing.assert_allclose(parameter.data, [[expected, constant, -expected]], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW, RMSprop])
 def test_weight_decay_leaves_out_parameters_that_say_so(kind):
     kept, decayed = Parameter(np.ones(3), decay=False), Parameter(np.ones(3))
     kind([kept, decayed], lr=0.1, weight_decay=0.5).step()
@@ -179,6 +196,8 @@ def test_defaults_are_pytorchs():
     """Each default written out gives the bits of the default left out: PyTorch's own tests are skipped without it."""
     adam = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
     spelt = [(SGD, {"lr": 0.1}, {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0})]
+    rms = {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False}
+    spelt += [(RMSprop, {}, rms)]
     spelt += [(Adam, {}, adam | {"weight_decay": 0.0}), (AdamW, {}, adam | {"weight_decay": 1e-2})]
     for kind, given_, defaults in spelt:
         out, written = make_parameters(), make_parameters()
@@ -195,6 +214,10 @@ def test_a_run_that_has_not_begun_can_be_resumed():
 
 def test_slots_are_named_after_the_parameters():
     a, b = Parameter(np.ones((2, 3))), Parameter(np.ones(4))
+    centered = RMSprop([a], centered=True, momentum=0.5).state_dict()
+    assert set(centered) == {"square/0", "mean/0", "momentum/0", "step"} and set(RMSprop([a]).state_dict()) < set(
+        centered
+    )
     assert set(SGD([a, b], 0.1).state_dict()) == {"step"}
     assert set(SGD(iter([a, b]), 0.1, momentum=0.5).state_dict()) == {"momentum/0", "momentum/1", "step"}
     state = Adam([("conv.weight", a), ("bn.bias", b)]).state_dict()
@@ -244,6 +267,8 @@ BAD = [
     (lambda p: AdamW([p], betas=(0.9, -0.1)), r"AdamW: betas\[1\] must be in \[0, 1\), got -0.1"),
     (lambda p: Adam([p], betas=(0.9,)), "^Adam: betas must be two numbers"),
     (lambda p: Adam([p], eps=-1e-8), "eps must be .*, got -1e-08"),
+    (lambda p: RMSprop([p], alpha=1), r"RMSprop: alpha must be in \[0, 1\), got 1"),
+    (lambda p: RMSprop([p], momentum=-1), r"RMSprop: momentum must be in \[0, 1\), got -1"),
     (lambda p: setattr(SGD([p], lr=0.1), "lr", -0.1), "SGD: lr must be"),
     (lambda p: SGD([p.data], lr=0.1), "SGD: params must hold Parameters .* got a ndarray"),
     (lambda p: Adam([]), "Adam: there are no parameters"),
@@ -267,7 +292,7 @@ def test_a_parameter_that_was_converted_afterwards_is_refused_by_name():
     assert np.array_equal(a.data, np.ones(2)) and optimizer.steps == 0
 
 
-@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("kind", [SGD, Adam, RMSprop])
 def test_a_copy_of_an_optimizer_updates_its_own_parameters(kind):
     """A kernel may know where the arrays lie: not those of a copy."""
     parameter = Parameter(np.ones(4))
@@ -279,3 +304,189 @@ def test_a_copy_of_an_optimizer_updates_its_own_parameters(kind):
     twin.step()
     np.testing.assert_array_equal(parameter.data, kept)
     assert (other.data < kept).all()
+
+
+def test_a_variance_that_rounding_makes_negative_is_0():
+    """PyTorch's centered RMSprop takes the root of it, which is NaN."""
+    parameter = Parameter(np.ones(200, np.float32))
+    optimizer = RMSprop([parameter], lr=1e-3, alpha=0.5, eps=0.1, centered=True)
+    parameter.grad[...] = np.random.default_rng(0).uniform(0.5, 2, 200)
+    seen = []
+    for _ in range(60):
+        optimizer.step()
+        state = optimizer.state_dict()
+        seen.append((state["square/0"] - state["mean/0"] ** 2).min())
+    assert min(seen) < 0 and np.isfinite(parameter.data).all()
+
+
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+def in_groups(parameters):
+    """The first two with a rate and a decay of their own."""
+    return [{"params": parameters[:2], "lr": 0.005, "weight_decay": 0.3}, {"params": iter(parameters[2:])}]
+
+
+@pytest.mark.parametrize("which", [False, "numpy", True])
+@pytest.mark.parametrize(("kind", "case"), CASES)
+def test_groups_under_a_schedule_equal_pytorch(kind, case, which):
+    torch = pytest.importorskip("torch")
+    parameters = make_parameters()
+    parameters[1].decay = True
+    twins = [torch.tensor(parameter.data.copy(), requires_grad=True) for parameter in parameters]
+    ours = kind(in_groups(parameters), lr=0.05, **case)
+    theirs = getattr(torch.optim, kind.__name__)(in_groups(twins), lr=0.05, **case)
+    rng = np.random.default_rng(1)
+    with sn.use_kernels(which):
+        for step in range(12):
+            ours.lr = 0.05 * (1.1 + math.cos(step))
+            for group, share in zip(theirs.param_groups, (0.1, 1.0), strict=True):
+                group["lr"] = share * ours.lr
+            if step == 6:
+                for groups in (ours.param_groups, theirs.param_groups):
+                    groups[1]["weight_decay"] = 0.01
+            draw_gradients(parameters, rng)
+            for parameter, twin in zip(parameters, twins, strict=True):
+                twin.grad = torch.tensor(parameter.grad.copy())
+            ours.step()
+            theirs.step()
+    for parameter, twin in zip(parameters, twins, strict=True):
+        np.testing.assert_allclose(parameter.data, twin.detach().numpy(), rtol=1e-11, atol=1e-11)
+
+
+def test_momentum_and_betas_of_a_group_equal_pytorch_s():
+    torch = pytest.importorskip("torch")
+    own = {SGD: {"momentum": 0.5}, Adam: {"betas": (0.5, 0.7), "eps": 1e-2}, RMSprop: {"alpha": 0.3, "centered": True}}
+    for kind, options in own.items():
+        parameters = make_parameters()
+        parameters[1].decay = True
+        twins = [torch.tensor(parameter.data.copy(), requires_grad=True) for parameter in parameters]
+        ours = kind([{"params": parameters[:1]} | options, {"params": parameters[1:]}], lr=0.05)
+        theirs = getattr(torch.optim, kind.__name__)([{"params": twins[:1]} | options, {"params": twins[1:]}], lr=0.05)
+        rng = np.random.default_rng(1)
+        for _ in range(6):
+            draw_gradients(parameters, rng)
+            for parameter, twin in zip(parameters, twins, strict=True):
+                twin.grad = torch.tensor(parameter.grad.copy())
+            ours.step()
+            theirs.step()
+        for parameter, twin in zip(parameters, twins, strict=True):
+            np.testing.assert_allclose(parameter.data, twin.detach().numpy(), rtol=1e-11, atol=1e-11)
+
+
+def test_a_group_s_rate_keeps_its_ratio_to_the_optimizer_s():
+    a, b = make_parameters()[:2]
+    optimizer = SGD([{"params": a, "lr": 0.003}, {"params": [b]}], lr=0.1)
+    rates = lambda: [group["lr"] for group in optimizer.param_groups]  # noqa: E731
+    assert rates() == [0.003, 0.1] and optimizer.param_groups[0]["params"] == [a]
+    optimizer.lr = 0.0
+    assert rates() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="keeps its ratio to the optimizer's, which is 0: set that first, got 0.5"):
+        optimizer.param_groups[1]["lr"] = 0.5
+    for value in (0.25, 0.7, 0.1):
+        optimizer.lr = value
+    assert rates() == [0.003, 0.1], "no rounding adds up: the rate is a function of the optimizer's alone"
+    optimizer.param_groups[1]["lr"] = 0.2
+    optimizer.lr = 0.05
+    np.testing.assert_allclose(rates(), [0.0015, 0.1], rtol=1e-15)
+    assert optimizer.lr == 0.05
+
+
+def test_without_groups_there_is_one_with_all_that_can_be_set():
+    a = make_parameters()[0]
+    (group,) = Adam([a]).param_groups
+    assert dict(group) == {"params": [a], "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    assert repr(group) == repr(dict(group))
+    group["lr"], group["betas"] = np.float64(0.5), (0.5, 0.25)
+    assert type(group["lr"]) is float and group["betas"] == (0.5, 0.25)
+
+
+GROUP_FAULTS = [
+    (
+        lambda a, b: SGD([{"params": a, "rate": 1}], lr=0.1),
+        "SGD: a parameter group has lr, .* to set, got 'rate'",
+    ),
+    (lambda a, b: SGD([{"lr": 1.0}], lr=0.1), "SGD: a parameter group is a dict with 'params', got one with lr"),
+    (lambda a, b: SGD([{"params": a, "lr": -1.0}], lr=0.1), r"SGD: lr must be in \[0, inf\), got -1.0"),
+    (lambda a, b: SGD([{"params": a, "nesterov": True}], lr=0.1), "SGD: nesterov needs a momentum above 0"),
+    (lambda a, b: SGD([{"params": [a, b]}, {"params": b}], lr=0.1), "SGD: parameter '2' is given twice"),
+    (lambda a, b: SGD([{"params": []}], lr=0.1), "SGD: there are no parameters to optimize"),
+    (lambda a, b: SGD([{"params": a}, b], lr=0.1), "params must hold Parameters .* got a dict"),
+    (
+        lambda a, b: SGD([a], lr=0.1).param_groups[0].update(momentum=0.5),
+        "momentum is used or is not from the first step",
+    ),
+    (lambda a, b: SGD([a], lr=0.1).param_groups[0].update(params=[b]), "has lr, .* to set, got 'params'"),
+    (lambda a, b: Adam([a]).param_groups[0].update(betas=(0.5, 2)), r"Adam: betas\[1\] must be in \[0, 1\), got 2"),
+    (lambda a, b: Adam([a]).param_groups[0].pop("eps"), "Adam: a parameter group has its 'eps' for good"),
+]
+
+
+def test_what_is_refused_changes_nothing():
+    (group,) = SGD([Parameter(np.ones(2))], lr=0.1, momentum=0.5, nesterov=True).param_groups
+    before = dict(group)
+    for key, value in (("momentum", 0.0), ("lr", -1.0), ("momentum", 1.0), ("rate", 1.0)):
+        with pytest.raises(ValueError, match="^SGD: "):
+            group[key] = value
+        assert dict(group) == before
+
+
+@pytest.mark.parametrize(("make", "message"), GROUP_FAULTS)
+def test_a_group_that_cannot_be_is_refused_in_one_sentence(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(Parameter(np.ones(2)), Parameter(np.ones(3)))
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, RMSprop])
+def test_groups_are_in_no_state_and_are_resumed_with_the_same_bits(kind):
+    options = {} if kind is Adam else {"momentum": 0.9}
+
+    def make(parameters):
+        named = [(f"p{k}", parameter) for k, parameter in enumerate(parameters)]
+        return kind(in_groups(named), lr=0.1, **options)
+
+    def go(optimizer, parameters, rng, steps):
+        for _ in range(steps):
+            optimizer.lr = 0.1 / (1 + optimizer.steps)
+            train(optimizer, parameters, rng, 1)
+
+    whole, broken, again = (make_parameters(np.float32, seed) for seed in (0, 0, 9))
+    go(make(whole), whole, np.random.default_rng(4), 9)
+    rng, first = np.random.default_rng(4), make(broken)
+    go(first, broken, rng, 4)
+    plain = kind([(f"p{k}", parameter) for k, parameter in enumerate(again)], lr=0.1, **options)
+    assert list(plain.state_dict()) == list(first.state_dict())
+    second = make(again)
+    for parameter, old in zip(again, broken, strict=True):
+        parameter.data[...] = old.data
+    second.load_state_dict(first.state_dict())
+    go(second, again, rng, 5)
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(whole, again, strict=True))
+
+
+# Frozen ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("which", [False, "numpy", True])
+@pytest.mark.parametrize(("kind", "case"), CASES)
+def test_frozen_parameters_stay_as_they_are(kind, case, which, before):
+    parameters = make_parameters()
+    parameters[0].requires_grad = not before
+    optimizer = kind(parameters, lr=0.1, **case | {"weight_decay": 0.1})
+    parameters[0].requires_grad = False
+    kept = [parameter.data.copy() for parameter in parameters]
+    with sn.use_kernels(which):
+        train(optimizer, parameters, np.random.default_rng(0), 3)
+        assert np.array_equal(parameters[0].data, kept[0])
+        assert not any(array.any() for key, array in optimizer.state_dict().items() if key.endswith("/0"))
+        assert not any(np.array_equal(p.data, k) for p, k in zip(parameters[1:], kept[1:], strict=True))
+        parameters[0].requires_grad = True
+        train(optimizer, parameters, np.random.default_rng(1), 1)
+        assert not np.array_equal(parameters[0].data, kept[0])
+
+
+def test_where_all_are_frozen_a_step_is_nothing():
+    parameter = Parameter(np.ones(2), requires_grad=False)
+    SGD([parameter], lr=0.1, weight_decay=0.1).step()
+    assert np.array_equal(parameter.data, np.ones(2))

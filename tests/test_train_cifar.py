@@ -213,7 +213,7 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path, capsys):
 
 
 def test_train_step_is_short_and_is_what_readme_shows():
-    source = (ROOT / "scratchnet" / "training" / "trainer.py").read_text()
+    source = (ROOT / "scratchnet" / "training" / "step.py").read_text()
     step = re.search(r"def train_step.*?return loss, logits\n", source, re.S).group()
     assert step in (ROOT / "README.md").read_text()
     assert len(step.splitlines()) <= 10

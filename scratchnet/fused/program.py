@@ -159,6 +159,13 @@ class ProgramStep:
     def pair(self, kind):
         """None: it is no pair of functions; `rows` tells what it computes."""
 
+    def parameters(self):
+        """Those of the steps."""
+        return (found for step in self.steps for found in step.parameters())
+
+    def forget(self):
+        """It keeps nothing."""
+
     def rows(self):
         """(dotted names, layers, function, version) of each operation."""
         for part in self.parts:

@@ -59,6 +59,20 @@ class FusedStep(OneShotCache):
         """That of the last layer, whose dy it is."""
         return self.layers[-1].name
 
+    def parameters(self):
+        """(name, Parameter) pairs of convolutions and batch norms, by the layers' dotted names."""
+        for layer in (layer for stage in self.stages for layer in stage):
+            for key, parameter in layer.named_parameters():
+                yield f"{self.names[self.layers.index(layer)]}.{key}", parameter
+
+    def forget(self):
+        """Let go of what forward kept for a backward that does not come by."""
+        self.drop_cache()
+
+    def computes_what_is_frozen(self):
+        """Whether its backward would make the gradient of a frozen convolution; batch norm's sums are in its dx anyway."""
+        return self.saves and not all(conv.weight.requires_grad for conv, _ in self.stages)
+
     def pair(self, kind):
         """The pair that computes it for arrays of a kind."""
         return kernels.choose(self.plain, kind)

@@ -47,6 +47,8 @@ DRAWS = 5  # a drawn network may have a kink within a difference's step: a misma
 def gradcheck(module, x, *, method="complex-step", rng=None, rtol=None, samples=None):
     """Check backward against the derivative of forward, at x, for x and every parameter, in the module's current mode.
 
+    Of frozen parameters (`requires_grad = False`) nothing is checked. x is, through all layers, where a step ends above.
+
     The check works on a float64 copy, at random parameters and buffers of the size of the module's own (`point.py`): the
     module, its gradients and its generators stay as they are. Every forward starts from the same generator state and
     buffers, so that dropout draws one mask.

@@ -20,6 +20,7 @@ import numpy as np
 from scratchnet.gradcheck.network import require_registered
 from scratchnet.gradcheck.report import GradientMismatch, not_complex
 from scratchnet.module import Module, Parameter
+from scratchnet.plan import wanting_dx
 
 # method: (default rtol, step as a fraction of the values' size, [(multiple of the step, weight)])
 METHODS: dict[str, tuple] = {
@@ -53,9 +54,13 @@ class Probe:
         """Name -> value of every parameter."""
         return {name: parameter.data for name, parameter in self.module.named_parameters()}
 
+    def trained(self):
+        """(name, Parameter) of those that are not frozen."""
+        return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+
     def arrays(self):
-        """Name -> value of everything that has a gradient."""
-        return {"x": self.x} | self.parameters()
+        """Name -> value of everything that has a gradient: x, and the parameters that are not frozen."""
+        return {"x": self.x} | {name: parameter.data for name, parameter in self.trained()}
 
     def forward(self):
         """y at this point: what a forward changes, generators and buffers, is put back before each."""
@@ -78,24 +83,28 @@ class Probe:
         before = self.x.copy(), dy.copy()
         self.module.zero_grad()
         self.forward()
-        dx = self.module.backward(dy)
+        dx = self._backward(dy)
         if getattr(dx, "shape", None) != self.x.shape:
             got = getattr(dx, "shape", type(dx).__name__)
             raise GradientMismatch(f"{self.title}: backward must return dx of shape {self.x.shape}, got {got}")
-        once = {"x": dx.copy()} | {name: p.grad.copy() for name, p in self.module.named_parameters()}
+        once = {"x": dx.copy()} | {name: p.grad.copy() for name, p in self.trained()}
         largest = max(np.abs(np.nan_to_num(gradient)).max() for gradient in once.values())  # (a + b) + a + b rounds
         self.forward()
-        self.module.backward(dy)
+        self._backward(dy)
         for name, now, then in (("x", self.x, before[0]), ("dy", dy, before[1])):
             if not np.array_equal(now, then, equal_nan=True):
                 raise GradientMismatch(f"{self.title}: {name} was changed in place: compute on an array of your own")
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self.trained():
             if not np.allclose(parameter.grad, 2 * once[name], rtol=0, atol=1e-12 * largest, equal_nan=True):
                 raise GradientMismatch(
                     f"{self.title}: {name}.grad is not twice as large after a second backward: "
                     "backward must add to it (`+=`) and give the same gradient for the same input"
                 )
         return once
+
+    def _backward(self, dy):
+        with wanting_dx():  # of a network that is frozen in part, too
+            return self.module.backward(dy)
 
     def derivative(self, direction, dy, method):
         """⟨dy, J v⟩ for a direction v, given as name -> array."""

@@ -131,7 +131,9 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     # training/
     "sgd_update":           (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
     "adam_update":          (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
+    "rmsprop_update":       (                           _numpy(cpu.optimizer),              _cuda(cuda.optimizer)),
     "sgd_updates":          (_loops("optimizer"),),
+    "rmsprop_updates":      (_loops("optimizer"),),
     "adam_updates":         (_loops("optimizer"),),
     "take_batch":           (_loops("augment", dtypes=("uint8", "float32")),
                              _cuda(cuda.augment, dtypes=("uint8",))),

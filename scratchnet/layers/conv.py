@@ -33,7 +33,7 @@ from scratchnet.layers.arguments import DEVICE, pytorch_arguments
 from scratchnet.layers.blocks import block_diagonal, diagonal_blocks
 from scratchnet.layers.init import fan_out_normal
 from scratchnet.module import Module, Parameter
-from scratchnet.parameter import add_gradients
+from scratchnet.parameter import add_gradients, is_trained
 from scratchnet.windows import add_col2im, copy_im2col, is_count, output_size, padding_of, pair, require_room, taps
 
 
@@ -60,13 +60,19 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, path):  #
     return as_images(y), (backward, maps, full, options, bias is not None, groups, path)
 
 
-def conv2d_backward(dy, cache):
-    """Gradients of `conv2d_forward`: dx (N, C, H, W), dweight like weight, dbias (O,) or None."""
+def conv2d_backward(dy, cache, wants=(True, True)):
+    """Gradients of `conv2d_forward`: dx (N, C, H, W), dweight like weight, dbias (O,) or None.
+
+    Args:
+        dy: (N, O, OH, OW).
+        cache: of `conv2d_forward`.
+        wants: whether dweight and dbias are; else they are None.
+    """
     backward, maps, full, options, has_bias, groups, path = cache
     grad = as_maps(dy)  # (N, O, OH, OW) -> (O, OH, OW, N)
-    dbias = grad.reshape(len(grad), -1).sum(axis=1) if has_bias else None  # (CONV.4)
-    dx, dweight = backward(grad, maps, full, *options)
-    return as_images(dx), diagonal_blocks(dweight, groups) if path == "dense" else dweight, dbias
+    dbias = grad.reshape(len(grad), -1).sum(axis=1) if has_bias and wants[1] else None  # (CONV.4)
+    dx, dweight = backward(grad, maps, full, *options, wants[0])
+    return as_images(dx), diagonal_blocks(dweight, groups) if path == "dense" and wants[0] else dweight, dbias
 
 
 def path_pair(kind, weight, geometry, groups, path):
@@ -81,7 +87,7 @@ def path_pair(kind, weight, geometry, groups, path):
     return kernels.choose(GROUPED, kind, groups=products, terms=terms), (*geometry, products)
 
 
-# The paths, each on maps x (C, H, W, N), y (O, OH, OW, N) ---------------------------------------------------------------
+# The paths, each on maps x (C, H, W, N), y (O, OH, OW, N). Where no dweight is wanted, x says only what shape dx has. ----
 
 
 def grouped_forward(x, weight, stride, padding, dilation, groups):
@@ -93,17 +99,21 @@ def grouped_forward(x, weight, stride, padding, dilation, groups):
     return y.reshape(len(weight), *out_size, -1)
 
 
-def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
-    """Gradients of `grouped_forward`: dx like x, dweight like weight."""
-    # cols are made again: keeping them would cost KH·KW activations
-    cols = im2col(x, weight, dy.shape[1:3], stride, padding, dilation)
+def grouped_backward(dy, x, weight, stride, padding, dilation, groups, wants_dweight=True):
+    """Gradients of `grouped_forward`: dx like x, dweight like weight or None."""
     matrix = weight.reshape(groups, len(weight) // groups, -1)
     grad = dy.reshape(groups, len(weight) // groups, -1)  # (O, OH, OW, N) -> (G, O/G, M)
-    dmatrix = grad @ cols.reshape(groups, matrix.shape[2], -1).swapaxes(1, 2)  # (CONV.5)
+    dweight = None
+    if wants_dweight:
+        # cols are made again: keeping them would cost KH·KW activations
+        cols = im2col(x, weight, dy.shape[1:3], stride, padding, dilation)
+        dmatrix = grad @ cols.reshape(groups, matrix.shape[2], -1).swapaxes(1, 2)  # (CONV.5)
+        dweight = dmatrix.reshape(weight.shape)
     dcols = matrix.swapaxes(1, 2) @ grad  # (CONV.6)
     dx = get_array_module(x).zeros_like(x)
-    add_col2im(dcols.reshape(cols.shape), dx, stride, padding, dilation)  # (CONV.7)
-    return dx, dmatrix.reshape(weight.shape)
+    shape = len(x), *weight.shape[2:], *dy.shape[1:]
+    add_col2im(dcols.reshape(shape), dx, stride, padding, dilation)  # (CONV.7)
+    return dx, dweight
 
 
 def im2col(x, weight, out_size, stride, padding, dilation):  # (CONV.2)
@@ -120,17 +130,18 @@ def pointwise_forward(x, weight, stride):
     return y.reshape(len(weight), *seen.shape[1:])
 
 
-def pointwise_backward(dy, x, weight, stride):
-    """Gradients of `pointwise_forward`: dx like x, dweight like weight."""
+def pointwise_backward(dy, x, weight, stride, wants_dweight=True):
+    """Gradients of `pointwise_forward`: dx like x, dweight like weight or None."""
     seen = x[:, :: stride[0], :: stride[1]]
-    grad = dy.reshape(len(dy), -1)
-    dweight = grad @ seen.reshape(len(x), -1).T  # (CONV.5)
+    grad, dweight = dy.reshape(len(dy), -1), None
+    if wants_dweight:
+        dweight = (grad @ seen.reshape(len(x), -1).T)[:, :, None, None]  # (CONV.5)
     dseen = (weight[:, :, 0, 0].T @ grad).reshape(seen.shape)  # (CONV.6)
     if stride == (1, 1):
-        return dseen, dweight[:, :, None, None]
+        return dseen, dweight
     dx = get_array_module(x).zeros_like(x)
     dx[:, :: stride[0], :: stride[1]] = dseen  # (CONV.7)
-    return dx, dweight[:, :, None, None]
+    return dx, dweight
 
 
 def depthwise_forward(x, weight, stride, padding, dilation):
@@ -143,17 +154,18 @@ def depthwise_forward(x, weight, stride, padding, dilation):
     return y.reshape(len(weight), *out_size, -1)
 
 
-def depthwise_backward(dy, x, weight, stride, padding, dilation):
-    """Gradients of `depthwise_forward`: dx like x, dweight like weight."""
+def depthwise_backward(dy, x, weight, stride, padding, dilation, wants_dweight=True):
+    """Gradients of `depthwise_forward`: dx like x, dweight like weight or None."""
     filters = weight.reshape(len(x), -1, *weight.shape[2:], 1, 1, 1)
     grad = dy.reshape(len(x), -1, *dy.shape[1:]).swapaxes(0, 1)  # (O, OH, OW, N) -> (O/C, C, OH, OW, N)
     dx = get_array_module(x).zeros_like(x)
     dfilters = get_array_module(x).zeros_like(filters)
     for i, j, outside, inside in taps(x.shape[1:3], dy.shape[1:3], weight.shape[2:], stride, padding, dilation):
         seen = grad[(slice(None), *outside)]
-        dfilters[:, :, i, j, 0, 0, 0] = (seen * x[inside]).sum(axis=(2, 3, 4)).T  # (CONV.9)
+        if wants_dweight:
+            dfilters[:, :, i, j, 0, 0, 0] = (seen * x[inside]).sum(axis=(2, 3, 4)).T  # (CONV.9)
         dx[inside] += (filters[:, :, i, j].swapaxes(0, 1) * seen).sum(axis=0)  # (CONV.10)
-    return dx, dfilters.reshape(weight.shape)
+    return dx, dfilters.reshape(weight.shape) if wants_dweight else None
 
 
 POINTWISE = kernels.Pair(pointwise_forward, pointwise_backward)
@@ -268,8 +280,9 @@ class Conv2d(Module):
         return y
 
     def backward(self, dy):
-        """Return dx (N, C, H, W); add dweight and dbias."""
-        dx, dweight, dbias = conv2d_backward(dy, self.take_cache(dy))
+        """Return dx (N, C, H, W); add dweight and dbias, but for what is frozen."""
+        wants = is_trained(self.weight), is_trained(self.bias)
+        dx, dweight, dbias = conv2d_backward(dy, self.take_cache(dy), wants)
         add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 

@@ -17,7 +17,7 @@ from scratchnet.device import kind_of
 from scratchnet.layers.arguments import DEVICE, accept, pytorch_arguments
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
-from scratchnet.parameter import add_gradients
+from scratchnet.parameter import add_gradients, is_trained
 from scratchnet.windows import is_count
 
 
@@ -30,12 +30,12 @@ def linear_forward(x, weight, bias):
     return as_images(y), (columns, weight, bias is not None)
 
 
-def linear_backward(dy, cache):
-    """Gradients of `linear_forward`: dx (N, F), dweight (O, F), dbias (O,) or None."""
+def linear_backward(dy, cache, wants=(True, True)):
+    """Gradients of `linear_forward`: dx (N, F), dweight (O, F), dbias (O,) or None; None too where `wants` says no."""
     columns, weight, has_bias = cache
     grad = as_matrix(dy)  # (N, O) -> (O, N)
-    dbias = grad.sum(axis=1) if has_bias else None  # (LIN.2)
-    dweight = grad @ columns.T  # (LIN.3)
+    dbias = grad.sum(axis=1) if has_bias and wants[1] else None  # (LIN.2)
+    dweight = grad @ columns.T if wants[0] else None  # (LIN.3)
     dx = weight.T @ grad  # (LIN.4)
     return as_images(dx), dweight, dbias
 
@@ -72,9 +72,9 @@ class Linear(Module):
         return y
 
     def backward(self, dy):
-        """Return dx (N, in_features); add dweight and dbias."""
-        cache = self.take_cache(dy)
-        dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache)  # all versions keep the same
+        """Return dx (N, in_features); add dweight and dbias, but for what is frozen."""
+        cache, wants = self.take_cache(dy), (is_trained(self.weight), is_trained(self.bias))
+        dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache, wants)  # all versions keep the same
         add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 

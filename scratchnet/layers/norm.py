@@ -48,7 +48,7 @@ from scratchnet.layers.arguments import DEVICE, pytorch_arguments
 from scratchnet.module import Module, Parameter
 from scratchnet.parallel import ranks
 from scratchnet.parallel.ranks import moments_to_track, pooled_moments, pooled_sums
-from scratchnet.parameter import add_gradients
+from scratchnet.parameter import add_gradients, is_trained
 from scratchnet.windows import is_count
 
 
@@ -110,6 +110,11 @@ def frozen_batch_norm_backward(dy, cache):
     return as_images(dx, dy), (grad * xhat).sum(axis=1), grad.sum(axis=1)
 
 
+def fixed_batch_norm_backward(dy, scale):
+    """(BN.8) alone, weight and bias being frozen too: dx like dy (N, C, H, W), from scale = weight · s, (C, 1)."""
+    return as_images(scale * as_matrix(dy), dy), None, None  # (BN.8)
+
+
 def track_statistics(running_mean, running_var, batches, mean, var, momentum, count):
     """Take the statistics of one more batch into the running ones, in place.
 
@@ -146,6 +151,10 @@ TRACK = kernels.Pair(track_all)
 )
 class BatchNorm(Module):
     """Batch normalisation of every channel, with running statistics for eval mode; a class says of which shapes.
+
+    In training mode it takes the batch's statistics and tracks the running ones even where weight and bias are frozen
+    (`requires_grad_(False)`), as in PyTorch: `eval()` of that layer, or of the part that it is in, stops that, and
+    `eval(save=True)` where gradients have to come through.
 
     Attributes:
         shapes: the sizes of x behind (N, C), for each number of axes that x may have.
@@ -195,6 +204,9 @@ class BatchNorm(Module):
             self.track(mean, var, x.size // x.shape[1])
         else:
             y, cache = forward(x, weight, bias, self.running_mean, self.running_var, self.eps)
+            if x.dtype == weight.dtype and not (is_trained(self.weight) or is_trained(self.bias)):
+                scale = weight / (self.running_var + self.eps) ** 0.5
+                backward, cache = fixed_batch_norm_backward, scale[:, None]  # x is not kept for sums that nobody wants
         self.save_cache((backward, cache), y)
         return y
 

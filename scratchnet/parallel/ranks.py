@@ -248,11 +248,11 @@ def _pool(mean, var, count):
 def sum_gradients(parameters):
     """Make every parameter's gradient the sum of all ranks' gradients: in one flat array, once a step, after backward.
 
-    Nothing is divided: the loss is a mean over all ranks' pictures already.
+    Frozen ones have none, and are left out. Nothing is divided: the loss is a mean over all ranks' pictures already.
     """
     if size == 1:
         return
-    gradients = [parameter.grad for parameter in parameters]
+    gradients = [parameter.grad for parameter in parameters if parameter.requires_grad]
     for dtype in {gradient.dtype: None for gradient in gradients}:
         alike = [gradient for gradient in gradients if gradient.dtype == dtype]
         cards = _world.cards_for(alike[0])

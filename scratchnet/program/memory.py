@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from scratchnet import kernels
+from scratchnet.summary import bytes_per_picture
 from scratchnet.trace import trace
 
 try:
@@ -11,20 +11,12 @@ try:
 except ImportError:  # Windows: no limit to ask for
     resource = None  # type: ignore[assignment]
 
-# A training step's peak over the sum of all layers' float32 outputs, by the kernels, measured for two variants, widths 0.25
-# to 1.4 and pictures of 32 to 96 pixels: 0.35 to 0.39, 0.45 to 0.55, 0.66 to 0.72. Fused layers keep no result in between.
-SHARES = {"compiled": 0.4, "numpy": 0.56, False: 0.75}
 COPIES = 8  # of every parameter: itself, gradient, optimizer, average, and those that a checkpoint is written from
 USABLE = 0.7  # of the room: the rest goes to threads, to pictures and to what malloc keeps
 PROBE = (
     1.0,
     64,
 )  # width and side up to which a network is looked at itself; a larger one's numbers are scaled up from it
-
-
-def bytes_per_picture(model, shape: tuple[int, int, int]) -> float:
-    """What one more picture (C, H, W) in a batch adds to the peak of a training step, in bytes; an estimate."""
-    return SHARES[kernels.enabled()] * 4 * sum(math.prod(step.shape_out) for step in trace(model, shape))
 
 
 def too_large(
@@ -52,7 +44,7 @@ def too_large(
     else:
         picture = bytes_per_picture(model, (3, side, side))
     picture *= (width / small) * (image_size / side) ** 2
-    parameters = ranks * COPIES * 4 * sum(p.data.size for p in model.parameters()) * (width / small) ** 2
+    parameters = ranks * COPIES * 4 * model.num_parameters() * (width / small) ** 2
     needs = parameters + batch_size * picture
     if free is None or needs <= free:
         return None
@@ -75,7 +67,7 @@ def make_fitting(make_model, width: float, weights: dict):
         ValueError: it has other sizes.
     """
     small = min(width, PROBE[0])
-    expected = sum(p.data.size for p in make_model(small).parameters()) * (width / small) ** 2
+    expected = make_model(small).num_parameters() * (width / small) ** 2
     held = sum(array.size for array in weights.values())
     if expected > 2 * held:
         raise ValueError(

@@ -9,7 +9,7 @@ import math
 
 from scratchnet.device import get_array_module, is_bfloat16
 from scratchnet.parallel import ranks
-from scratchnet.plan import plan
+from scratchnet.plan import plan, wanting_dx
 
 
 class _Found(Exception):
@@ -38,19 +38,21 @@ def first_bad_layer(model, criterion, x, labels) -> str | None:
     All ranks call it together, each with its own pictures, and are told the same. The network's gradients and running
     statistics change, as in any step.
     """
-    steps = plan(model, fuse=False).steps
+    planned = plan(model, fuse=False)
     try:
         y = x
-        for step in steps:
+        for step in planned.steps:
             y = _require(step.forward(y), f"the output of {_titled(step)}")
         _require(criterion(y, labels), "the loss")
         model.zero_grad()
         dy = criterion.backward()
-        for step in reversed(steps):
-            dy = step.backward(dy)
+        for step, wanted in planned.backwards():
+            with wanting_dx(wanted):
+                dy = step.backward(dy)
             for key, parameter in step.parameters():
                 _require(parameter.grad, f"the gradient of {step.names[0]}.{key} ({step.layers[0].name})")
-            _require(dy, f"the gradient that comes back through {_titled(step)}")
+            if dy is not None:
+                _require(dy, f"the gradient that comes back through {_titled(step)}")
     except _Found as found:
         return str(found)
     return None

@@ -21,7 +21,13 @@ from scratchnet.module import Parameter
 from scratchnet.parallel import ranks
 
 KEPT = 4  # recordings: batches of two sizes, of both kinds
-_PASSING = {"_cache", "_plan", "_signature", "_held"}  # what modules know for a while: no recording depends on it
+_PASSING = {
+    "_cache",
+    "_plan",
+    "_signature",
+    "_held",
+    "_frozen",
+}  # known for a while: no recording depends on it
 _NOTHING = object()
 
 
@@ -30,7 +36,8 @@ class Recorded:
 
     Args:
         function: takes arrays, returns a tuple of arrays; it waits for nothing and has no numbers from outside.
-        modules: all that it computes with. One that has changed since (a mode, a parameter's array) is recorded anew.
+        modules: all that it computes with. One that has changed since (a mode, a parameter's array, what is frozen)
+            is recorded anew.
 
     Attributes:
         why_not: why nothing is recorded, as half a sentence, once something on a GPU was not; else None.
@@ -128,7 +135,9 @@ class _Recording:
             and module.saves is saves
             and all(vars(module).get(key, _NOTHING) is value for key, value in own)
             for module, training, saves, own in self._held
-        ) and all(p.data is data and p.grad is grad for p, data, grad in self._arrays)
+        ) and all(
+            p.data is data and p.grad is grad and p.requires_grad is wanted for p, data, grad, wanted in self._arrays
+        )
 
     def __call__(self, arrays):
         self._calls += 1
@@ -184,7 +193,7 @@ class _Recording:
             for module in self._modules
         ]
         self._arrays = [
-            (value, value.data, value.grad)
+            (value, value.data, value.grad, value.requires_grad)
             for _, _, _, own in self._held
             for _, value in own
             if isinstance(value, Parameter)

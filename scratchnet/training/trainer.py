@@ -29,20 +29,9 @@ from scratchnet.training.metrics import Average
 from scratchnet.training.record import Record, require_state
 from scratchnet.training.recorded import RecordedForward, RecordedStep
 from scratchnet.training.signals import Interrupted, waiting_signals
+from scratchnet.training.step import train_step as train_step
 
 SYNC_EVERY = {"cpu": 1, "cuda": 50}  # steps between two looks at the loss: on a GPU each one waits for the step to end
-
-
-def train_step(model, criterion, optimizer, x, labels):
-    """Forward, loss, backward, update; returns the loss, a 0-d array, and the logits."""
-    model.zero_grad()
-    logits = model(x)
-    loss = criterion(logits, labels)
-    dlogits = criterion.backward()
-    model.backward(dlogits)
-    ranks.sum_gradients(model.parameters())
-    optimizer.step()
-    return loss, logits
 
 
 class Diverged(RuntimeError):

@@ -29,11 +29,12 @@ def grouped_forward(x, weight, stride, padding, dilation, groups):
     return z
 
 
-def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
-    """(CONV.5) to (CONV.7), a strip at a time."""
+def grouped_backward(dy, x, weight, stride, padding, dilation, groups, wants_dweight=True):
+    """(CONV.5) to (CONV.7), a strip at a time, whose cols serve both: where no dweight is wanted, it is thrown away."""
     plan = _Cut(x, weight, stride, padding, dilation)
     norm = np.zeros((len(weight), 5), x.dtype)
-    return _differentiate(plan, dy, dy, norm, False, x, weight)
+    dx, dweight = _differentiate(plan, dy, dy, norm, False, x, weight)
+    return dx, dweight if wants_dweight else None
 
 
 def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):

@@ -25,12 +25,12 @@ def depthwise_forward(x, weight, stride, padding, dilation):
     return z
 
 
-def depthwise_backward(dy, x, weight, stride, padding, dilation):
-    """One pass."""
+def depthwise_backward(dy, x, weight, stride, padding, dilation, wants_dweight=True):
+    """One pass, in which dweight is made on the way."""
     dx, dweight = empty(x.shape, x.dtype), np.empty((len(x), 9), x.dtype)
     arrays = flat(dy), rows(x), taps_of(weight), x.shape[3], stride[0], dy.shape[1], rows(dx), dweight
     everywhere(_backward, len(x), x.size * COST, *arrays, scratch=ring_of(x))
-    return dx, dweight.reshape(weight.shape)
+    return dx, dweight.reshape(weight.shape) if wants_dweight else None
 
 
 def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):

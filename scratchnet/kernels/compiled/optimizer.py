@@ -1,4 +1,4 @@
-"""The optimizers' updates, compiled (training/optim.py): one pass over a parameter, its gradient and its slots.
+"""The optimizers' updates, compiled (training/optim.py, adaptive.py): one pass over a parameter, gradient and slots.
 
 A network has some hundred parameters, and a call takes longer than the arithmetic on most of them: all of a `Group` are
 updated in one call, which is given their addresses. They are cut into pieces, of which each thread takes the next.
@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from scratchnet.kernels.compiled.jit import bare, everywhere, jit, numbers_at, take
+from scratchnet.kernels.compiled.jit import ZERO, bare, everywhere, jit, numbers_at, take
 from scratchnet.kernels.cpu import optimizer as in_numpy
 
 PIECE = 1 << 14  # numbers
@@ -24,6 +24,18 @@ def sgd_updates(group, lr, momentum, nesterov):
         numbers = [like.dtype.type(number) for number in (lr, momentum, _decay(group))]
         velocities = table.shape[1] == 5
         everywhere(_sgd_all, len(table), len(table) * PIECE * COST, table, like, velocities, *numbers, nesterov)
+
+
+def rmsprop_updates(group, lr, alpha, eps, momentum, centered):
+    """One pass, and one call."""
+    table, like, rest = _pieces(group)
+    for (data, grad, square, *others), weight_decay in rest:
+        mean, velocity = others[0] if centered else None, others[-1] if momentum else None
+        in_numpy.rmsprop_update(data, grad, square, mean, velocity, lr, alpha, eps, momentum, weight_decay)
+    if len(table):
+        numbers = tuple(map(like.dtype.type, (lr, alpha, 1 - alpha, eps, momentum, _decay(group))))
+        flags = bool(centered), bool(momentum)
+        everywhere(_rmsprop_all, len(table), len(table) * PIECE * COST, table, like, numbers, *flags)
 
 
 def adam_updates(group, step, lr, betas, eps, decoupled):
@@ -88,6 +100,23 @@ def _sgd_all(counter, table, like, velocities, lr, momentum, weight_decay, neste
 
 
 @jit
+def _rmsprop_all(counter, table, like, numbers, centered, with_momentum):
+    table, like = bare(table), bare(like)
+    k = take(counter)
+    while k < len(table):
+        row = table[k]
+        size, decays = row[-2], row[-1] != 0
+        data, grad, square = (
+            numbers_at(row[0], size, like),
+            numbers_at(row[1], size, like),
+            numbers_at(row[2], size, like),
+        )
+        mean, velocity = numbers_at(row[3 if centered else 2], size, like), numbers_at(row[len(row) - 3], size, like)
+        _rmsprop(data, grad, square, mean, velocity, numbers, decays, centered, with_momentum)
+        k = take(counter)
+
+
+@jit
 def _adam_all(counter, table, like, numbers, decoupled):
     table, like = bare(table), bare(like)
     k = take(counter)
@@ -115,6 +144,29 @@ def _sgd(data, grad, velocity, lr, momentum, nesterov, decays, weight_decay):
             velocity[i] = v
             d = g + momentum * v if nesterov else v  # (SGD.3)
         data[i] -= lr * d  # (SGD.4)
+
+
+@jit
+def _rmsprop(data, grad, square, mean, velocity, numbers, decays, centered, with_momentum):
+    """Of mean and velocity nothing is read or written where there are none."""
+    lr, alpha, rest, eps, momentum, weight_decay = numbers
+    for i in range(data.size):
+        g = grad[i]
+        if decays:
+            g += weight_decay * data[i]  # (RMS.1)
+        s = alpha * square[i] + rest * (g * g)  # (RMS.2)
+        square[i] = s
+        if centered:
+            m = alpha * mean[i] + rest * g  # (RMS.3)
+            mean[i] = m
+            s -= m * m
+            if s < ZERO:
+                s = s * ZERO  # (RMS.4)
+        d = g / (np.sqrt(s) + eps)  # (RMS.5)
+        if with_momentum:
+            d += momentum * velocity[i]  # (RMS.6)
+            velocity[i] = d
+        data[i] -= lr * d  # (RMS.7)
 
 
 @jit

@@ -26,17 +26,23 @@ def pointwise_forward(x, weight, stride):
     return y.reshape(-1, *seen.shape[1:])
 
 
-def pointwise_backward(dy, x, weight, stride):
+def pointwise_backward(dy, x, weight, stride, wants_dweight=True):
     """dW = dY @ X.T, a few rows at a time; dX = W.T @ dY, a panel of columns at a time."""
-    seen = np.ascontiguousarray(x[:, :: stride[0], :: stride[1]])
-    grad, dweight = np.ascontiguousarray(dy).reshape(len(dy), -1), np.empty(weight.shape[:2], dy.dtype)
-    few, arrays = few_rows(len(grad), grad[0].nbytes), (grad, seen.reshape(len(x), -1), dweight)
-    everywhere(_weight_gradient, -(-len(grad) // few), grad.size * len(x), blas(x.dtype), *arrays, few)
+    seen = x[:, :: stride[0], :: stride[1]]
+    grad, dweight = np.ascontiguousarray(dy).reshape(len(dy), -1), None
+    if wants_dweight:
+        dmatrix = np.empty(weight.shape[:2], dy.dtype)
+        few, arrays = (
+            few_rows(len(grad), grad[0].nbytes),
+            (grad, np.ascontiguousarray(seen).reshape(len(x), -1), dmatrix),
+        )
+        everywhere(_weight_gradient, -(-len(grad) // few), grad.size * len(x), blas(x.dtype), *arrays, few)
+        dweight = dmatrix[:, :, None, None]
     dx = product(weight[:, :, 0, 0].T, grad).reshape(seen.shape)
     if stride != (1, 1):
         dx, dseen = np.zeros_like(x), dx
         dx[:, :: stride[0], :: stride[1]] = dseen
-    return dx, dweight[:, :, None, None]
+    return dx, dweight
 
 
 def project_forward(x, weight, gamma, beta, eps, shortcut=None):

@@ -37,7 +37,7 @@ def grouped_forward(x, weight, stride, padding, dilation, groups):
     return y
 
 
-def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
+def grouped_backward(dy, x, weight, stride, padding, dilation, groups, wants_dweight=True):
     """(CONV.5) to (CONV.7) on a strip of rows."""
     matrix = weight.reshape(len(weight), -1)
     transposed = np.ascontiguousarray(matrix.T)
@@ -46,9 +46,12 @@ def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
         seen = _rows_read(rows, x, weight, stride, padding, dilation)
         dx, dmatrix = np.zeros_like(x[:, seen]), np.zeros_like(matrix)
         for strip in _strips(rows, matrix, dy):
-            cols = _cols(x, weight, strip, dy.shape[2], stride, padding, dilation)
             grad = _matrix(dy, strip)
-            dmatrix += grad @ cols.reshape(matrix.shape[1], -1).T  # (CONV.5)
+            if wants_dweight:
+                cols = _cols(x, weight, strip, dy.shape[2], stride, padding, dilation)
+                dmatrix += grad @ cols.reshape(matrix.shape[1], -1).T  # (CONV.5)
+            else:
+                cols = empty((len(x), *weight.shape[2:], strip.stop - strip.start, *dy.shape[2:]), x.dtype)
             np.matmul(transposed, grad, out=cols.reshape(matrix.shape[1], -1))  # (CONV.6); cols have done their work
             above = padding[0] - strip.start * stride[0] + seen.start, padding[1]
             add_col2im(cols, dx, stride, above, dilation)  # (CONV.7)
@@ -58,7 +61,7 @@ def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
     dx = np.zeros_like(x)
     for seen, part, _ in parts:
         dx[:, seen] += part
-    return dx, sum(dmatrix for _, _, dmatrix in parts).reshape(weight.shape)
+    return dx, sum(dmatrix for _, _, dmatrix in parts).reshape(weight.shape) if wants_dweight else None
 
 
 def _shares(matrix, y):

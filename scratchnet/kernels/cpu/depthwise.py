@@ -30,17 +30,18 @@ def depthwise_forward(x, weight, stride, padding, dilation):
     return y
 
 
-def depthwise_backward(dy, x, weight, stride, padding, dilation):
+def depthwise_backward(dy, x, weight, stride, padding, dilation, wants_dweight=True):
     """A slab of channels at a time."""
     geometry = geometry_of(x.shape[1:3], weight.shape[2:], stride, padding, dilation)
     dx, dweight = empty(x.shape, x.dtype), np.empty_like(weight)
 
     def slab(c):
         convolve_back(dx[c], dy[c], weight[c], geometry)
-        dweight[c] = weight_gradient(dy[c], x[c], weight[c], geometry)
+        if wants_dweight:
+            dweight[c] = weight_gradient(dy[c], x[c], weight[c], geometry)
 
     parallel(slab, slabs(x, 2 * PASSES))
-    return dx, dweight
+    return dx, dweight if wants_dweight else None
 
 
 def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):

@@ -1,4 +1,4 @@
-"""The optimizers' updates on the CPU, in arrays that are used again (training/optim.py)."""
+"""The optimizers' updates on the CPU, in arrays that are used again (training/optim.py, adaptive.py)."""
 
 import math
 
@@ -22,6 +22,33 @@ def sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay):
         np.multiply(velocity, momentum, out=work)
         direction = np.add(work, grad, out=work)  # (SGD.3)
     data -= np.multiply(direction, lr, out=work)  # (SGD.4)
+
+
+def rmsprop_update(data, grad, square, mean, velocity, lr, alpha, eps, momentum, weight_decay):
+    """Nine passes, two more each with weight decay and momentum, five where it is centered."""
+    work = empty(data.shape, data.dtype)
+    if weight_decay:
+        decayed = np.multiply(data, weight_decay, out=empty(data.shape, data.dtype))
+        grad = np.add(decayed, grad, out=decayed)  # (RMS.1)
+    square *= alpha
+    np.multiply(grad, grad, out=work)
+    square += np.multiply(work, 1 - alpha, out=work)  # (RMS.2)
+    spread = square
+    if mean is not None:
+        mean *= alpha
+        mean += np.multiply(grad, 1 - alpha, out=work)  # (RMS.3)
+        np.multiply(mean, mean, out=work)
+        np.subtract(square, work, out=work)
+        spread = np.maximum(work, 0, out=work)  # (RMS.4)
+    np.sqrt(spread, out=work)
+    work += eps
+    np.divide(grad, work, out=work)  # (RMS.5)
+    direction = work
+    if velocity is not None:
+        velocity *= momentum
+        velocity += work  # (RMS.6)
+        direction = velocity
+    data -= np.multiply(direction, lr, out=work)  # (RMS.7)
 
 
 def adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay):

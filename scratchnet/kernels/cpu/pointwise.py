@@ -33,17 +33,18 @@ def pointwise_forward(x, weight, stride):
     return y
 
 
-def pointwise_backward(dy, x, weight, stride):
+def pointwise_backward(dy, x, weight, stride, wants_dweight=True):
     """dW = dY @ X.T as a sum over chunks of columns, in a fixed order; dX = W.T @ dY by chunks."""
-    seen = np.ascontiguousarray(x[:, :: stride[0], :: stride[1]])
-    grad = dy.reshape(len(dy), -1)
-    dweight = matmul_transposed(grad, seen.reshape(len(x), -1))
+    seen = x[:, :: stride[0], :: stride[1]]
+    grad, dweight = dy.reshape(len(dy), -1), None
+    if wants_dweight:
+        dweight = matmul_transposed(grad, np.ascontiguousarray(seen).reshape(len(x), -1))[:, :, None, None]
     dx = empty(seen.shape, dy.dtype)
     matmul(np.ascontiguousarray(weight[:, :, 0, 0].T), grad, dx.reshape(len(x), -1))
     if stride != (1, 1):
         dx, dseen = np.zeros_like(x), dx
         dx[:, :: stride[0], :: stride[1]] = dseen
-    return dx, dweight[:, :, None, None]
+    return dx, dweight
 
 
 # With batch norm and ReLU6 (fused/pointwise.py) -----------------------------------------------------------------------

@@ -23,16 +23,21 @@ def grouped_forward(x, weight, stride, padding, dilation, groups):
     return y.reshape(out_shape)
 
 
-def grouped_backward(dy, x, weight, stride, padding, dilation, groups):
+def grouped_backward(dy, x, weight, stride, padding, dilation, groups, wants_dweight=True):
     """Two products a group, then (CONV.7) in one launch."""
     geometry, _ = geometry_of(x, weight, stride, padding, dilation)
     grad, matrix = dy.reshape(len(dy), -1), stored_like(weight.reshape(len(weight), -1), x)
-    cols = _im2col(x, weight, stride, padding, dilation)
-    dweight = _for_each_group(lambda g, seen: product(g, seen.T, dtype=sum_dtype(x)), groups, grad, cols)  # (CONV.5)
+    dweight = None
+    if wants_dweight:
+        cols = _im2col(x, weight, stride, padding, dilation)
+        dweight = _for_each_group(
+            lambda g, seen: product(g, seen.T, dtype=sum_dtype(x)), groups, grad, cols
+        )  # (CONV.5)
+        dweight = dweight.reshape(weight.shape)
     dcols = _for_each_group(lambda w, g: product(w.T, g), groups, matrix, grad)  # (CONV.6)
     dx = get_array_module(x).empty_like(x)
     launch("col2im", (), blocks(math.prod(x.shape[1:]), len(x)), dcols, dx, *geometry)
-    return dx, dweight.reshape(weight.shape)
+    return dx, dweight
 
 
 def _for_each_group(multiply, groups, *matrices):
@@ -63,9 +68,9 @@ def linear_forward(x, weight, bias):
     return as_images(y), (columns, weight, bias is not None)
 
 
-def linear_backward(dy, cache):
+def linear_backward(dy, cache, wants=(True, True)):
     """(LIN.2) to (LIN.4)."""
     columns, weight, has_bias = cache
     grad = as_matrix(dy)  # (N, O) -> (O, N)
-    dbias = grad.sum(axis=1) if has_bias else None
-    return as_images(product(weight.T, grad)), product(grad, columns.T), dbias
+    dbias = grad.sum(axis=1) if has_bias and wants[1] else None
+    return as_images(product(weight.T, grad)), product(grad, columns.T) if wants[0] else None, dbias

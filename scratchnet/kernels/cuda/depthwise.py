@@ -24,8 +24,8 @@ def depthwise_forward(x, weight, stride, padding, dilation):
     return y
 
 
-def depthwise_backward(dy, x, weight, stride, padding, dilation):
-    """(CONV.10) and (CONV.9), three passes; six where no thread can slide."""
+def depthwise_backward(dy, x, weight, stride, padding, dilation, wants_dweight=True):
+    """(CONV.10) and (CONV.9), three passes; six where no thread can slide. One that slides makes dweight on the way."""
     geometry, _ = geometry_of(x, weight, stride, padding, dilation)
     xp, dx = get_array_module(x), get_array_module(x).empty_like(x)
     if slides(weight, stride, dilation):
@@ -33,11 +33,12 @@ def depthwise_backward(dy, x, weight, stride, padding, dilation):
         parts = xp.empty((len(x), grid[0], 9), sum_dtype(x))
         launch("window_backward", (v, stride[0]), grid, dy, x, weight, dx, parts, *sizes, threads=threads)
     else:
+        launch("depthwise_input_gradient", (), blocks(_per_channel(x), len(x)), dy, weight, dx, *geometry)
         grid = reducing(_per_channel(dy), len(x))
         parts = xp.empty((len(x), grid[0], *weight.shape[2:]), sum_dtype(x))
-        launch("depthwise_input_gradient", (), blocks(_per_channel(x), len(x)), dy, weight, dx, *geometry)
-        launch("depthwise_weight_gradient", (), grid, dy, x, parts, *geometry)
-    return dx, row_sums_of(parts).reshape(weight.shape)
+        if wants_dweight:
+            launch("depthwise_weight_gradient", (), grid, dy, x, parts, *geometry)
+    return dx, row_sums_of(parts).reshape(weight.shape) if wants_dweight else None
 
 
 def depthwise_relu6(x, weight, bias, stride, padding, dilation):

@@ -101,6 +101,8 @@ def choices(template, dtype):
         "V": (1, WORD // BYTES[dtype]),  # numbers a thread loads at once
         "CLIP": (False, True),  # ReLU6 behind batch norm
         "NESTEROV": (False, True),
+        "CENTERED": (False, True),
+        "MOMENTUM": (False, True),
         "S": (1, 2),  # stride of a 3×3 window
     }[template]
 

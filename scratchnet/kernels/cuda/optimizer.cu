@@ -17,6 +17,30 @@ __global__ void sgd_momentum(T* data, const T* grad, T* velocity, sum_t<T> lr, s
   }
 }
 
+// rest: 1 - α, rounded once, from double. mean and velocity are touched where there are such.
+template <class T, bool CENTERED, bool MOMENTUM>
+__global__ void rmsprop(T* data, const T* grad, T* square, T* mean, T* velocity, sum_t<T> lr, sum_t<T> alpha, sum_t<T> rest,
+                        sum_t<T> eps, sum_t<T> momentum, sum_t<T> decay, int m) {
+  for (int i = first_in_row(); i < m; i += row_stride()) {
+    const sum_t<T> p = sum_t<T>(data[i]), g = sum_t<T>(grad[i]) + decay * p;  // (RMS.1)
+    const sum_t<T> second = alpha * sum_t<T>(square[i]) + rest * g * g;       // (RMS.2)
+    square[i] = T(second);
+    sum_t<T> spread = second;
+    if (CENTERED) {
+      const sum_t<T> first = alpha * sum_t<T>(mean[i]) + rest * g;  // (RMS.3)
+      mean[i] = T(first);
+      spread -= first * first;
+      if (spread < 0) spread = 0;  // (RMS.4)
+    }
+    sum_t<T> d = g / (sqrt(spread) + eps);  // (RMS.5)
+    if (MOMENTUM) {
+      d += momentum * sum_t<T>(velocity[i]);  // (RMS.6)
+      velocity[i] = T(d);
+    }
+    data[i] = T(p - lr * d);  // (RMS.7)
+  }
+}
+
 // rate: lr / (1 - β₁ᵗ); inv_root: 1 / √(1 - β₂ᵗ). rest1, rest2: 1 - β, rounded once, from double.
 template <class T>
 __global__ void adam(T* data, const T* grad, T* mean, T* square, sum_t<T> rate, sum_t<T> beta1, sum_t<T> beta2,

@@ -1,4 +1,4 @@
-"""The optimizers' updates on the GPU, one launch each (training/optim.py)."""
+"""The optimizers' updates on the GPU, a launch each (training/optim.py, adaptive.py)."""
 
 import math
 
@@ -12,6 +12,13 @@ def sgd_update(data, grad, velocity, lr, momentum, nesterov, weight_decay):
         launch("sgd", (), grid, data, grad, lr, weight_decay, data.size)
     else:
         launch("sgd_momentum", (nesterov,), grid, data, grad, velocity, lr, momentum, weight_decay, data.size)
+
+
+def rmsprop_update(data, grad, square, mean, velocity, lr, alpha, eps, momentum, weight_decay):
+    """One pass."""
+    slots = (grad if slot is None else slot for slot in (mean, velocity))  # what is not there is not read or written
+    template, rates = (mean is not None, velocity is not None), (lr, alpha, 1 - alpha, eps, momentum, weight_decay)
+    launch("rmsprop", template, blocks(data.size), data, grad, square, *slots, *rates, data.size)
 
 
 def adam_update(data, grad, mean, square, step, lr, betas, eps, weight_decay):

@@ -19,10 +19,11 @@ def pointwise_forward(x, weight, stride):
     return y.reshape(len(weight), *seen.shape[1:])
 
 
-def pointwise_backward(dy, x, weight, stride):
+def pointwise_backward(dy, x, weight, stride, wants_dweight=True):
     """(CONV.5) to (CONV.7); dweight leaves in float32."""
-    seen, grad = x[:, :: stride[0], :: stride[1]], dy.reshape(len(dy), -1)
-    dweight = product(grad, seen.reshape(len(x), -1).T, dtype=sum_dtype(x)).reshape(weight.shape)
+    seen, grad, dweight = x[:, :: stride[0], :: stride[1]], dy.reshape(len(dy), -1), None
+    if wants_dweight:
+        dweight = product(grad, seen.reshape(len(x), -1).T, dtype=sum_dtype(x)).reshape(weight.shape)
     dseen = product(stored_like(_matrix(weight), x).T, grad).reshape(seen.shape)
     if stride == (1, 1):
         return dseen, dweight
