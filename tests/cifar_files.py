@@ -5,7 +5,10 @@ import tarfile
 
 import numpy as np
 
-from scratchnet.data.cifar10 import ARCHIVE, FILES, FOLDER, load_cifar10
+from scratchnet.data.cifar import CIFAR10_BINARY
+from scratchnet.data.cifar10 import load_cifar10
+
+FILES, FOLDER, ARCHIVE = tuple(CIFAR10_BINARY.files), CIFAR10_BINARY.folder, CIFAR10_BINARY.archive
 
 RECORDS = 3
 SIZE = RECORDS * 3073

@@ -11,6 +11,7 @@ behind them lies most of the code, and whoever forges a file puts them right as 
 
 import gzip
 import io
+import pickle
 import struct
 import sys
 import tempfile
@@ -27,17 +28,19 @@ with atheris.instrument_imports():
     import PIL.JpegImagePlugin
     import PIL.PngImagePlugin
 
-    from scratchnet.data.cifar10 import ARCHIVE, FILES, FOLDER, RECORD_BYTES, load_cifar10
+    from scratchnet.data.cifar import CIFAR10_BINARY
+    from scratchnet.data.cifar10 import load_cifar10
     from scratchnet.data.files import DataError
     from scratchnet.data.pictures import PictureError, read_picture
+    from scratchnet.data.unpickle import unpickle
     from scratchnet.training.archive import CheckpointError, decode, encode
     from scratchnet.training.checkpoint import load
-    from scratchnet.training.metrics import FIELDS, MetricsLog
 
 import numpy as np
 
 CUT = b"<cut>"
-WHERE = Path(tempfile.mkdtemp(prefix="fuzz")) / ARCHIVE
+WHERE = Path(tempfile.mkdtemp(prefix="fuzz")) / CIFAR10_BINARY.archive
+RECORD_BYTES = 3073
 
 
 def archive(data):
@@ -90,14 +93,9 @@ def members(data):
     assert isinstance(header, dict) and all(isinstance(array, np.ndarray) for array in arrays.values())
 
 
-def metrics(data):
-    """A metrics.csv: rows, a row removed, a row added."""
-    WHERE.write_bytes(data)
-    log = MetricsLog(WHERE)
-    rows = log.rows()
-    log.truncate_to(len(rows) - 1)
-    log.append(dict.fromkeys(FIELDS, 1))
-    assert log.rows()[-1]["epoch"] == 1
+def pickled(data):
+    """A pickle of plain values and arrays."""
+    unpickle(data, "it")
 
 
 READERS = {  # what each may raise
@@ -106,7 +104,7 @@ READERS = {  # what each may raise
     picture: PictureError,
     checkpoint: CheckpointError,
     members: CheckpointError,
-    metrics: ValueError,
+    pickled: DataError,
 }
 
 
@@ -115,8 +113,8 @@ def seeds(reader):
     if reader in (archive, tar):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w") as new:
-            for name in FILES:
-                member = tarfile.TarInfo(f"{FOLDER}/{name}")
+            for name in CIFAR10_BINARY.files:
+                member = tarfile.TarInfo(f"{CIFAR10_BINARY.folder}/{name}")
                 member.size = RECORD_BYTES
                 new.addfile(member, io.BytesIO(bytes(RECORD_BYTES)))
         yield gzip.compress(file.getvalue()) if reader is archive else file.getvalue()
@@ -134,8 +132,14 @@ def seeds(reader):
         for seed in seeds(checkpoint):
             with zipfile.ZipFile(io.BytesIO(seed)) as whole:
                 yield CUT.join(piece for name in whole.namelist() for piece in (name.encode(), whole.read(name)))
-    if reader is metrics:
-        yield (",".join(FIELDS) + "\n" + 2 * "1,2.5,0.1,nan,0.5,inf,1e-3,7\n").encode()
+    if reader is pickled:
+        value = {
+            "data": np.arange(6, dtype=np.uint8).reshape(2, 3),
+            b"labels": [1, -7, 2.5, None, True],
+            "x": ("", b"y"),
+        }
+        for protocol in (2, 3, 4, 5):
+            yield pickle.dumps(value, protocol)
 
 
 def main():

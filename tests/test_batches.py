@@ -11,7 +11,7 @@ from strategies import is_channel_major
 
 import scratchnet as sn
 from scratchnet.array import to_device
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.dataset import Dataset
 from scratchnet.parallel import ranks
 from scratchnet.training import batches
 from scratchnet.training.augment import resize

@@ -7,7 +7,7 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.array import as_maps
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.dataset import Dataset
 from scratchnet.parallel import ranks
 from scratchnet.training.batches import Batches
 from scratchnet.training.evaluation import Evaluation, confusion_lines, draw_confusion, evaluate, mirror

@@ -18,7 +18,8 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.array import as_images, to_device
-from scratchnet.data.cifar10 import MEAN, STD, Dataset
+from scratchnet.data.cifar10 import MEAN, STD
+from scratchnet.data.dataset import Dataset
 from scratchnet.device import kind_of
 from scratchnet.parallel import ranks
 from scratchnet.training.augment import (
