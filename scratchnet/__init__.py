@@ -21,6 +21,7 @@ from scratchnet.kernels.cpu.buffers import free_memory
 from scratchnet.parallel import ranks
 from scratchnet.parallel.threads import get_num_threads, set_num_threads
 from scratchnet.training.optim import SGD, Adam, AdamW
+from scratchnet.training.batches import Batches
 from scratchnet.training.recorded import RecordedStep
 from scratchnet.gradcheck import GradcheckReport, GradientMismatch, gradcheck
 
@@ -31,6 +32,6 @@ __all__ = [
     "Flatten", "Linear", "ReLU", "ReLU6", "CrossEntropyLoss", "BatchNorm2d", "Conv2d",
     "AvgPool2d", "GlobalAvgPool2d", "Dropout",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
-    "SGD", "Adam", "AdamW", "RecordedStep",
+    "SGD", "Adam", "AdamW", "Batches", "RecordedStep",
     "GradcheckReport", "GradientMismatch", "gradcheck",
 ]  # fmt: skip

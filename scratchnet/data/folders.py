@@ -118,6 +118,10 @@ def _listing(path, least=1):
     if len(classes) > MOST_CLASSES:
         raise DataError(f"{path} has {len(classes):,} class folders; expected at most {MOST_CLASSES:,}")
     found = [_pictures(path / name) for name in classes]
+    if not any(found):
+        raise DataError(
+            f"{path} has no PNG or JPEG picture in its {len(classes)} folders; expected a folder for each class"
+        )
     for name, paths in zip(classes, found, strict=True):
         if not name.isprintable() or len(name) > 100:
             raise DataError(f"{path} has a class folder {name[:100]!r}; expected up to 100 printable characters")

@@ -23,7 +23,7 @@ import numpy as np
 
 from scratchnet.data.files import DataError
 
-MAX_STEPS = 4_000_000  # opcodes; CIFAR-100's longest file has some 400,000
+MAX_STEPS = 2_000_000  # opcodes; CIFAR-100's longest file has some 400,000
 
 
 class Allowed(NamedTuple):
@@ -272,7 +272,7 @@ def _require_size(shape, kind, data):
         raise _Refused("an array that is none of numbers")
     size = kind.dtype.itemsize
     for side in shape:
-        if type(side) is not int or not 0 <= side <= len(data):
+        if type(side) is not int or not 0 <= side < 1 << 40:
             raise ValueError(f"an array with a side of {side}")
         size *= side
     if size != len(data):
