@@ -23,7 +23,7 @@ import numpy as np
 
 from scratchnet.data.files import DataError
 
-MAX_STEPS = 2_000_000  # opcodes; CIFAR-100's longest file has some 400,000
+MAX_STEPS = 2_000_000  # opcodes; CIFAR-100's longest file has a few hundred thousand
 
 
 class Allowed(NamedTuple):
