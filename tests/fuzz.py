@@ -31,6 +31,7 @@ with atheris.instrument_imports():
     from scratchnet.data.cifar import CIFAR10_BINARY
     from scratchnet.data.cifar10 import load_cifar10
     from scratchnet.data.files import DataError
+    from scratchnet.data.pickled_arrays import NUMPY
     from scratchnet.data.pictures import PictureError, read_picture
     from scratchnet.data.unpickle import unpickle
     from scratchnet.training.archive import CheckpointError, decode, encode
@@ -95,7 +96,7 @@ def members(data):
 
 def pickled(data):
     """A pickle of plain values and arrays."""
-    unpickle(data, "it")
+    unpickle(data, "it", NUMPY)
 
 
 READERS = {  # what each may raise

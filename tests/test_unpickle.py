@@ -14,8 +14,10 @@ from cifar_files import python2_pickle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchnet.data import unpickle as machine
 from scratchnet.data.files import DataError
-from scratchnet.data.unpickle import MAX_STEPS, NUMPY, OPCODES, Allowed, unpickle
+from scratchnet.data.pickled_arrays import NUMPY
+from scratchnet.data.unpickle import MAX_STEPS, OPCODES, Allowed
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -31,6 +33,10 @@ CIFAR = {
     b"data": np.arange(48, dtype=np.uint8).reshape(4, 12),
     b"filenames": [b"a_s_1.png", b"long" * 100],
 }
+
+
+def unpickle(raw, what, allowed=NUMPY):
+    return machine.unpickle(raw, what, allowed)
 
 
 @given(PLAIN, st.integers(2, 5))

@@ -17,6 +17,7 @@ import numpy as np
 
 from scratchnet.data.dataset import Dataset
 from scratchnet.data.files import DataError, expanded, one_line, read_sized
+from scratchnet.data.pickled_arrays import NUMPY
 from scratchnet.data.targz import read_members
 from scratchnet.data.unpickle import unpickle
 
@@ -143,7 +144,7 @@ def _binary(raw, records, where, *, heads):
 
 def _pickled(raw, records, where, *, key):
     """A dict with the pixels as an array and the labels as a list, beside names that are not used."""
-    found = unpickle(raw, where)
+    found = unpickle(raw, where, NUMPY)
     found = found if isinstance(found, dict) else {}
     data, labels = (found.get(name.encode(), found.get(name)) for name in ("data", key))  # Python 2's texts are bytes
     if type(data) is not np.ndarray or data.dtype != np.uint8 or data.shape != (records, PIXELS):

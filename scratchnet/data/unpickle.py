@@ -14,7 +14,6 @@ Opcodes are those of protocols 2 to 5 that Python 2 and 3 write for such values;
 """
 
 import pickle
-import re
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -42,24 +41,24 @@ class Allowed(NamedTuple):
     room: int = 4
 
 
-class _Refused(ValueError):
-    """Something that is not allowed, in words, as against something that is broken."""
+class Refused(ValueError):
+    """Something that is not allowed, in words, as against something that is broken; functions of a table raise it too."""
 
 
-def unpickle(raw: bytes, what: str, allowed: Allowed | None = None) -> Any:
-    """The value that a pickle describes; NumPy's arrays among it, and nothing else that would have to be imported.
+def unpickle(raw: bytes, what: str, allowed: Allowed) -> Any:
+    """The value that a pickle describes, made of plain values and of what the table has.
 
     Args:
         raw: the pickle, all of it and nothing behind it.
         what: the file, in words: it opens the message.
-        allowed: what it may name; by default `NUMPY`.
+        allowed: what it may name: `pickled_arrays.NUMPY`, or a table of your own.
 
     Raises:
         DataError: it is damaged, or has what is not allowed; nothing was executed.
     """
     try:
-        return _Machine(raw, allowed or NUMPY).run()
-    except _Refused as error:
+        return _Machine(raw, allowed).run()
+    except Refused as error:
         raise DataError(f"{what} is a pickle with {error}; expected plain values and arrays of numbers alone") from None
     except (ValueError, TypeError, LookupError, OverflowError, AttributeError, struct.error) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -85,9 +84,9 @@ class _Machine:
                     raise ValueError("values or bytes are left over behind its end")
                 return value
             if code not in OPCODES:
-                raise _Refused(f"the opcode {code!r}")
+                raise Refused(f"the opcode {code!r}")
             OPCODES[code](self)
-        raise _Refused(f"more than {MAX_STEPS:,} opcodes")
+        raise Refused(f"more than {MAX_STEPS:,} opcodes")
 
     # The file, front to back ----------------------------------------------------------------------------------------
 
@@ -126,16 +125,16 @@ class _Machine:
 
     def extend(self, values):
         if type(self.stack[-1]) is not list:
-            raise _Refused(f"something to append to a {type(self.stack[-1]).__name__}")
+            raise Refused(f"something to append to a {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(values)
 
     def update(self, values):
         """Put keys and values, in turn, into the dict below them."""
         if not isinstance(self.stack[-1], dict) or len(values) % 2:
-            raise _Refused(f"keys and values to put into a {type(self.stack[-1]).__name__}")
+            raise Refused(f"keys and values to put into a {type(self.stack[-1]).__name__}")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if type(key) not in (str, bytes, int):
-                raise _Refused(f"a {type(key).__name__} as the key of a dict")
+                raise Refused(f"a {type(key).__name__} as the key of a dict")
             self.stack[-1][key] = value
 
     def put(self, index):
@@ -143,7 +142,7 @@ class _Machine:
 
     def name(self, module, name):
         if type(module) is not str or type(name) is not str or f"{module} {name}" not in self.allowed.names:
-            raise _Refused(f"the name {f'{module}.{name}'[:80]!r}")
+            raise Refused(f"the name {f'{module}.{name}'[:80]!r}")
         self.push(self.allowed.names[f"{module} {name}"])
 
     def stack_name(self):
@@ -154,26 +153,26 @@ class _Machine:
         values, function = self.stack.pop(), self.stack.pop()
         known = any(function is one for one in self.allowed.names.values())
         if not (known and callable(function) and type(values) is tuple):
-            raise _Refused(f"a call of a {type(function).__name__}")
+            raise Refused(f"a call of a {type(function).__name__}")
         self.push(self.charged(function(*values)))
 
     def build(self):
         state, thing = self.stack.pop(), self.stack[-1]
         if type(thing) not in self.allowed.states:
-            raise _Refused(f"a state for a {type(thing).__name__}")
+            raise Refused(f"a state for a {type(thing).__name__}")
         self.allowed.states[type(thing)](thing, state)
         self.charged(thing)
 
     def look_up(self):
         if self.allowed.persistent is None:
-            raise _Refused("an identifier of something outside the file")
+            raise Refused("an identifier of something outside the file")
         self.push(self.charged(self.allowed.persistent(self.stack.pop())))
 
     def charged(self, value):
         """The value, whose bytes must fit into the room that is left."""
         self.room -= value.nbytes if isinstance(value, np.ndarray) else len(value) if type(value) is bytes else 64
         if self.room < 0:
-            raise _Refused("calls that make much more of it than it holds")
+            raise Refused("calls that make much more of it than it holds")
         return value
 
 
@@ -220,90 +219,3 @@ OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.BUILD: _Machine.build,
     pickle.BINPERSID: _Machine.look_up,
 }
-
-
-# NumPy's arrays, as its versions 1 and 2 pickle them ------------------------------------------------------------------
-
-
-class _Kind:
-    """A dtype, whose byte order BUILD sets."""
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-
-
-def _make_kind(code, align=False, copy=False):
-    code = code.decode("ascii") if type(code) is bytes else code
-    if type(code) is not str or not re.fullmatch("b1|[iu][1248]|f[248]", code):
-        raise _Refused(f"an array of {str(code)[:20]!r}")
-    return _Kind(np.dtype(code))
-
-
-def _set_kind(kind, state):
-    version, order, *rest = state
-    order = order.decode("ascii") if type(order) is bytes else order
-    if order not in ("<", ">", "|", "=") or rest[:3] != [None, None, None]:  # fields or a subarray
-        raise _Refused("an array of records")
-    kind.dtype = kind.dtype.newbyteorder(order)
-
-
-def _empty_array(subtype, shape, code):
-    if subtype is not _ARRAY:
-        raise _Refused("an array of a class of its own")
-    return np.empty(0, np.uint8)
-
-
-def _set_array(array, state):
-    version, shape, kind, fortran, data = state
-    _require_size(shape, kind, data)
-    if array.size:
-        raise _Refused("an array that is filled twice")
-    array.__setstate__((1, shape, kind.dtype, bool(fortran), data))
-
-
-def _array_of(data, kind, shape, order):
-    _require_size(shape, kind, data)
-    return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _require_size(shape, kind, data):
-    """Refuse an array whose shape and dtype do not come to as many bytes as there are."""
-    if type(kind) is not _Kind or type(data) is not bytes or type(shape) is not tuple or len(shape) > 8:
-        raise _Refused("an array that is none of numbers")
-    size = kind.dtype.itemsize
-    for side in shape:
-        if type(side) is not int or not 0 <= side < 1 << 40:
-            raise ValueError(f"an array with a side of {side}")
-        size *= side
-    if size != len(data):
-        raise ValueError(f"an array {shape} of {kind.dtype} with {len(data):,} bytes")
-
-
-def _encode(text, encoding):
-    """What Python 3 writes for bytes in protocol 2."""
-    if type(text) is not str or encoding not in ("latin1", b"latin1"):
-        raise _Refused("a text in another encoding")
-    return text.encode("latin-1")
-
-
-def _no_bytes():
-    """What Python 3 writes for b"" in protocol 2."""
-    return b""
-
-
-_ARRAY = object()
-NUMPY = Allowed(
-    names={
-        f"{module} {name}": stands
-        for modules, name, stands in (
-            (("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct", _empty_array),
-            (("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer", _array_of),
-            (("numpy",), "ndarray", _ARRAY),
-            (("numpy",), "dtype", _make_kind),
-            (("_codecs",), "encode", _encode),
-            (("__builtin__", "builtins"), "bytes", _no_bytes),
-        )
-        for module in modules
-    },
-    states={np.ndarray: _set_array, _Kind: _set_kind},
-)
