@@ -188,7 +188,7 @@ def test_a_division_of_ones_own_is_kept(tmp_path, name):
 
 
 def test_a_class_may_be_called_train_and_train_alone_is_divided(tmp_path):
-    paint(tmp_path / "vehicles", {"train": 2, "bus": 2})
+    paint(tmp_path / "vehicles", {"train": 2, "train/fast": 1, "bus": 2})
     assert load_pictures(tmp_path / "vehicles")[0].classes == ("bus", "train")
     paint(tmp_path / "alone" / "train", {"a": 2, "b": 2})
     train, test, note = load_pictures(tmp_path / "alone")
