@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train MobileNetV2 on CIFAR-10, every gradient derived by hand.
+"""Train MobileNetV2 on CIFAR-10 or on pictures of your own, every gradient derived by hand.
 
 Exit codes: 0 done; 1 a number was no longer finite, memory ran out, a file could not be written, or a rank was killed or
 hung; 2 something asked for cannot be had; 130 and 143 stopped by a signal: the same command with --resume goes on.
@@ -12,12 +12,13 @@ import numpy as np
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet import weights
-from scratchnet.data import cifar10, imagenet, shapes
+from scratchnet.data import imagenet, shapes
+from scratchnet.data.dataset import Dataset, fingerprint
 from scratchnet.data.pictures import PictureError, read_pictures
-from scratchnet.data.shapes import draw_shapes
 from scratchnet.device import resolve_device
 from scratchnet.parallel import ranks
 from scratchnet.program.console import Console, outlive_terminal
+from scratchnet.program.data import FED, completed, load_data, require_classes, set_normalisation
 from scratchnet.program.ending import fail
 from scratchnet.program.flags import flags_of, parse
 from scratchnet.program.folder import run_folder
@@ -38,6 +39,7 @@ from scratchnet.training.atomic import write_json
 from scratchnet.training.checkpoint import CheckpointError, load
 from scratchnet.training.evaluation import evaluate
 from scratchnet.training.recorded import RecordedForward
+from scratchnet.training.schema import check
 from scratchnet.training.trainer import Trainer
 from scratchnet.weights import weights_of
 
@@ -71,6 +73,7 @@ def run(arguments, console):
     if args.predict:
         return ranks.from_first(lambda: predict(args, device, console))
     data, test, source = load_data(args, console)
+    set_normalisation(args, data)
     parts = make_parts(args, data, device, make_model)
     with run_folder(args.out, keep=args.resume) as folder:  # only now, as nothing is wrong with the command
         if folder:
@@ -135,16 +138,15 @@ def test_checkpoint(args, device, console):
     config = header["config"]
     name = config["data"]["name"]
     args.sample = args.sample or (not args.data and name == shapes.NAME)
+    if not (args.data or args.sample or name == "CIFAR-10"):
+        raise UsageError(f"{args.eval} was trained on {name}: say with --data where its pictures are")
     trained, test, source = load_data(args, console, stand_in=False)
-    if test.name != name:
-        raise UsageError(
-            f"{args.eval} was trained on {name}, and these pictures are {test.name}: it can be tested on {name} only"
-        )
+    require_classes(args.eval, config["data"], test)
     console.say(f"checkpoint  {args.eval}: {config['title']}, epoch {header['epoch']}")
     console.say(f"            {'averaged weights' if config.get('ema') else 'weights as they were'}")
     console.say(f"data        {len(test.labels):,} test pictures of {test.name}, {source}")
-    if cifar10.fingerprint(trained) != config["data"]["sha256"]:
-        console.say(f"            trained on other pictures that are named {name} too")
+    if fingerprint(trained) != config["data"]["sha256"]:
+        console.say(f"            trained on other pictures that are named {name}" + " too" * (name == test.name))
     forward = RecordedForward(model) if args.record and ranks.size == 1 else model
     result = evaluate_test(model, forward, args, test, device, console)
     picture = args.eval.with_suffix(".confusion.png")
@@ -184,10 +186,10 @@ def load_predictor(path, args, device):
             )
         return model, imagenet.CLASSES, imagenet.read_image
     model, header = load_model(path, args, device)
-    classes = cifar10.CLASSES if header["config"]["data"]["name"] != shapes.NAME else shapes.CLASSES
+    classes, side = (header["config"]["data"][key] for key in ("classes", "side"))
 
     def read(name):
-        data = cifar10.Dataset(read_pictures([name]), np.zeros(1, np.int64), classes, "pictures")
+        data = Dataset(read_pictures([name], side), np.zeros(1, np.int64), classes, "pictures")
         ((x, _),) = make_batches(args, data, shuffle=False, batch_size=1).epoch(0)
         return x
 
@@ -202,9 +204,14 @@ def load_model(path, args, device):
         vars(args).update(flags_of(header))
     except UsageError as error:
         raise CheckpointError(f"{path} is a checkpoint of something else: its header has no good {error}") from None
+    config = header["config"] = completed(header["config"])
+    check(config, FED, f"the configuration in {path}")
+    args.mean, args.std, classes = config["mean"], config["std"], len(config["data"]["classes"])
+    if not any(array.shape[:1] == (classes,) for array in state.values()):
+        raise CheckpointError(f"{path} has no output for each of its {classes} classes")
 
     def make(width):
-        return make_model(args, np.random.default_rng(0), width)
+        return make_model(args, np.random.default_rng(0), width, classes)
 
     try:
         model = make_fitting(make, args.width, state).to(device)
@@ -221,52 +228,10 @@ def load_model(path, args, device):
 # What a command asks for, made -------------------------------------------------------------------------------------------
 
 
-def load_data(args, console, stand_in=True):
-    """(train, test, where they come from): --data, then the cache, then the download, then the drawn sample, if allowed.
-
-    Every rank reads them; only the first one downloads, and whether the pictures are drawn is its decision.
-
-    Raises:
-        DataError: they cannot be had, or other ranks have read other pictures than the first one.
-    """
-    train, test, source = _load_data(args, console, stand_in)
-    if ranks.size > 1:
-        found = bytes.fromhex(cifar10.fingerprint(train) + cifar10.fingerprint(test))
-        if others := ranks.those_that_differ(found):
-            raise cifar10.DataError(f"rank {', '.join(map(str, others))}: other pictures than on rank 0, {source}")
-    return train, test, source
-
-
-def _load_data(args, console, stand_in):
-    if args.data:
-        return *cifar10.load_cifar10(args.data), f"from {args.data}"
-    if not args.sample:
-        kept = []  # what the first rank reads while it looks
-
-        def find():
-            try:
-                place = cifar10.find_or_download()
-                kept.extend(cifar10.load_cifar10(place))
-            except cifar10.DataError as error:
-                return None, str(error)
-            return place, None
-
-        place, why = ranks.from_first(find)
-        if place:
-            return *(kept or cifar10.load_cifar10(place)), f"from {place}"
-        if not stand_in:
-            raise cifar10.DataError(f"{why}; give CIFAR-10's folder or archive with --data")
-        console.say(
-            f"!!! NO CIFAR-10: {why}. TRAINING ON DRAWN SHAPES INSTEAD: ten classes of generated pictures, whose "
-            "accuracy says nothing about CIFAR-10. Give its folder or archive with --data for the real thing."
-        )
-    return *draw_shapes(seed=args.seed), "generated (scratchnet/data/shapes.py)"
-
-
-def make_model(args, rng, width):
-    """MobileNetV2 for ten classes."""
+def make_model(args, rng, width, classes):
+    """MobileNetV2 for so many classes."""
     residual = {"zero_init_residual": args.zero_init_residual}
-    return MobileNetV2(10, width, args.variant, args.dropout, **residual, rng=rng)
+    return MobileNetV2(classes, width, args.variant, args.dropout, **residual, rng=rng)
 
 
 def evaluate_test(model, forward, args, test, device, console):

@@ -22,7 +22,7 @@ from machine import KERNELS, head, save
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.data.cifar10 import load_cifar10
+from scratchnet.data.cifar10 import MEAN, STD, load_cifar10
 from scratchnet.training.batches import Batches
 from scratchnet.training.optim import SGD
 from scratchnet.training.trainer import train_step
@@ -70,7 +70,7 @@ def torch_step():
 def child(engine, data, steps):
     """Print the seconds for 50,000 pictures, and how much of them the loop waited for the loader."""
     train, _ = load_cifar10(data)
-    batches = Batches(train, BATCH, seed=0, augment=True, drop_last=True)
+    batches = Batches(train, BATCH, seed=0, augment=True, drop_last=True, mean=MEAN, std=STD)
     step = scratchnet_step() if engine == "scratchnet" else torch_step()
     waited, times, done = 0.0, [], 0
     before = time.perf_counter()

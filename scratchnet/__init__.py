@@ -31,6 +31,7 @@ from scratchnet.parallel.threads import get_num_threads, set_num_threads
 from scratchnet.training import schedule
 from scratchnet.training.clip import clip_grad_norm_, clip_grad_value_
 from scratchnet.training.optim import SGD, Adam, AdamW, RMSprop
+from scratchnet.training.batches import Batches
 from scratchnet.training.recorded import RecordedStep
 from scratchnet.weights import load, save
 from scratchnet.training.step import train_step
@@ -50,7 +51,7 @@ __all__ = [
     "BatchNorm1d", "GroupNorm", "LayerNorm", "ConvTranspose2d", "MaxPool2d", "AdaptiveAvgPool2d", "Upsample",
     "ranks", "get_num_threads", "set_num_threads", "use_kernels", "use_tf32", "free_memory",
     "SGD", "Adam", "AdamW", "RMSprop", "clip_grad_norm_", "clip_grad_value_", "schedule", "wanting_dx",
-    "train_step", "RecordedStep", "Trainer", "Summary", "summary", "trace", "load", "save",
+    "Batches", "train_step", "RecordedStep", "Trainer", "Summary", "summary", "trace", "load", "save",
     "GradcheckReport", "GradientMismatch", "gradcheck",
 ]  # fmt: skip
 

@@ -1,11 +1,17 @@
 """Small CIFAR-10s for the tests: six files of three records each, and tar archives of them."""
 
 import gzip
+import io
+import pickle
 import tarfile
+import types
 
 import numpy as np
 
-from scratchnet.data.cifar10 import ARCHIVE, FILES, FOLDER, load_cifar10
+from scratchnet.data.cifar import CIFAR10_BINARY
+from scratchnet.data.cifar10 import load_cifar10
+
+FILES, FOLDER, ARCHIVE = tuple(CIFAR10_BINARY.files), CIFAR10_BINARY.folder, CIFAR10_BINARY.archive
 
 RECORDS = 3
 SIZE = RECORDS * 3073
@@ -55,3 +61,53 @@ def assert_is_fake(sets):
         np.testing.assert_array_equal(dataset.labels, records[:, 0])
         np.testing.assert_array_equal(dataset.images.reshape(-1, 3072), records[:, 1:])
         assert dataset.labels.dtype == np.int64 and dataset.images.dtype == np.uint8
+
+
+class _Python2(pickle._Pickler):  # the pickler that is written in Python: what it writes for a type can be changed
+    """Pickles as Python 2 did, in which CIFAR's Python versions are: texts and bytes are one, NumPy is an older one."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, value):
+        raw = value if isinstance(value, bytes) else value.encode()
+        short = len(raw) < 256
+        self.write(
+            pickle.SHORT_BINSTRING + bytes([len(raw)]) if short else pickle.BINSTRING + len(raw).to_bytes(4, "little")
+        )
+        self.write(raw)
+        self.memoize(value)
+
+    def save_name(self, value, name=None):
+        module = value.__module__.replace("numpy._core", "numpy.core").replace("builtins", "__builtin__")
+        self.write(pickle.GLOBAL + f"{module}\n{name or value.__name__}\n".encode())
+        self.memoize(value)
+
+    dispatch[bytes] = dispatch[str] = save_text
+    dispatch[type] = dispatch[types.FunctionType] = dispatch[types.BuiltinFunctionType] = save_name
+
+    def save_global(self, value, name=None):
+        self.save_name(value, name)
+
+
+def python2_pickle(value):
+    """A value of dicts, lists, texts, numbers and arrays as Python 2 pickles it with protocol 2."""
+    file = io.BytesIO()
+    _Python2(file, 2).dump(value)
+    return file.getvalue()
+
+
+def python_files(form, images, labels):
+    """The files of a Python version, in order: {name: pickle}. Their records are as many as the form has."""
+    found, at = {}, 0
+    key = b"fine_labels" if len(form.classes) == 100 else b"labels"
+    for name, records in form.files.items():
+        rows = slice(at, at := at + records)
+        found[name] = python2_pickle(
+            {
+                b"batch_label": b"batch 1 of 5",
+                key: labels[rows].tolist(),
+                b"data": images[rows].reshape(records, -1),
+                b"filenames": [b"camion_s_%06d.png" % k for k in range(records)],
+            }
+        )
+    return found

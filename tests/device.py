@@ -11,9 +11,10 @@ import scratchnet as sn
 import train_cifar
 from models import MobileNetV2
 from scratchnet.array import to_device
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.dataset import Dataset
 from scratchnet.data.shapes import draw_shapes
 from scratchnet.device import bfloat16_dtype
+from scratchnet.program import data as program_data
 from scratchnet.training.batches import Batches
 from scratchnet.training.trainer import train_step
 
@@ -72,7 +73,7 @@ def on_a_few_shapes(*arguments):
         return tuple(part._replace(images=part.images[:n], labels=part.labels[:n]) for part, n in counts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cifar, "draw_shapes", few)
+        patch.setattr(program_data, "draw_shapes", few)
         return train_cifar.main([*arguments, "--sample"])
 
 

@@ -29,8 +29,10 @@ with atheris.instrument_imports():
     import PIL.JpegImagePlugin
     import PIL.PngImagePlugin
 
-    from scratchnet.data.cifar10 import ARCHIVE, FILES, FOLDER, RECORD_BYTES, load_cifar10
+    from scratchnet.data.cifar import CIFAR10_BINARY
+    from scratchnet.data.cifar10 import load_cifar10
     from scratchnet.data.files import DataError
+    from scratchnet.data.pickled_arrays import read_pickle
     from scratchnet.data.pictures import PictureError, read_picture
     from scratchnet.training.archive import CheckpointError, decode, encode
     from scratchnet.training.checkpoint import load
@@ -42,7 +44,8 @@ from torch_files import legacy, tensors, zipped
 from torch_files import members as torch_members
 
 CUT = b"<cut>"
-WHERE = Path(tempfile.mkdtemp(prefix="fuzz")) / ARCHIVE
+WHERE = Path(tempfile.mkdtemp(prefix="fuzz")) / CIFAR10_BINARY.archive
+RECORD_BYTES = 3073
 
 
 def archive(data):
@@ -114,6 +117,11 @@ def torch_members_of(data):
     torch_file(zipped({name.decode("latin-1"): content for name, content in pairs}.items()))
 
 
+def pickled_arrays(data):
+    """A pickle of plain values and arrays."""
+    read_pickle(data, "it")
+
+
 READERS = {  # what each may raise
     archive: DataError,
     tar: DataError,
@@ -123,6 +131,7 @@ READERS = {  # what each may raise
     pickled: UnpickleError,
     torch_file: CheckpointError,
     torch_members_of: CheckpointError,
+    pickled_arrays: DataError,
 }
 
 
@@ -131,8 +140,8 @@ def seeds(reader):
     if reader in (archive, tar):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w") as new:
-            for name in FILES:
-                member = tarfile.TarInfo(f"{FOLDER}/{name}")
+            for name in CIFAR10_BINARY.files:
+                member = tarfile.TarInfo(f"{CIFAR10_BINARY.folder}/{name}")
                 member.size = RECORD_BYTES
                 new.addfile(member, io.BytesIO(bytes(RECORD_BYTES)))
         yield gzip.compress(file.getvalue()) if reader is archive else file.getvalue()
@@ -160,6 +169,14 @@ def seeds(reader):
         yield legacy(*state)
     if reader is torch_members_of:
         yield CUT.join(piece for name, content in torch_members(*state) for piece in (name.encode(), content))
+    if reader is pickled_arrays:
+        value = {
+            "data": np.arange(6, dtype=np.uint8).reshape(2, 3),
+            b"labels": [1, -7, 2.5, None, True],
+            "x": ("", b"y"),
+        }
+        for protocol in (2, 3, 4):
+            yield pickle.dumps(value, protocol)
 
 
 def main():

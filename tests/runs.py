@@ -12,6 +12,7 @@ import numpy as np
 import scratchnet as sn
 import train_cifar
 from scratchnet.data import cifar10, shapes
+from scratchnet.program import data as program_data
 from scratchnet.program import report
 from scratchnet.training import atomic, checkpoint, record
 
@@ -24,9 +25,10 @@ CHILD = """
 import os, signal, sys
 import train_cifar
 from scratchnet.data import shapes
+from scratchnet.program import data as program_data
 from scratchnet.training import trainer
 small = lambda seed: shapes.draw_shapes(120, 40, seed)
-train_cifar.draw_shapes = small
+program_data.draw_shapes = small
 stop_after, number, step, done = int(sys.argv[1]), int(sys.argv[2]), trainer.train_step, 0
 def counted(*args):
     global done
@@ -112,7 +114,7 @@ def make_tiny(monkeypatch):
             file.write(f"{len(rows)} epochs of {title}".encode())
 
     monkeypatch.setattr(train_cifar, "make_model", model)
-    monkeypatch.setattr(train_cifar, "draw_shapes", pictures)
+    monkeypatch.setattr(program_data, "draw_shapes", pictures)
     monkeypatch.setattr(record, "draw_curves", curves)
     monkeypatch.setattr(report, "draw_confusion", lambda *_: False)
 

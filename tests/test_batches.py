@@ -11,7 +11,8 @@ from strategies import is_channel_major
 
 import scratchnet as sn
 from scratchnet.array import to_device
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.cifar10 import MEAN, STD
+from scratchnet.data.dataset import Dataset
 from scratchnet.parallel import ranks
 from scratchnet.training import batches
 from scratchnet.training.augment import resize
@@ -218,7 +219,7 @@ def test_leaving_an_epoch_early_leaves_no_thread_behind():
         (0, {}, "'random' is empty; it needs at least one picture"),
         (5, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (5, {"batch_size": 6, "drop_last": True}, "batch_size must be at most 5, the number of pictures, got 6"),
-        (5, {"std": (0.2, 0, 0.2)}, r"std must be above 0 in every channel, got \(0.2, 0, 0.2\)"),
+        (5, {"mean": MEAN, "std": (0.2, 0, 0.2)}, r"std must be above 0 in every channel, got \(0.2, 0, 0.2\)"),
         (5, {"image_size": 0}, "image_size must be at least 1, got 0"),
     ],
 )
@@ -234,15 +235,14 @@ FLOATS = (dataset(5).images / 255).astype(np.float32)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": np.arange(4)}, "as many labels as pictures, got 4 and 5"),
-        ({"labels": np.zeros((5, 10), int)}, r"labels must be \(N,\) integers, got \(5, 10\) int64"),
-        ({"labels": [0.0, 1, 2, 3, 4]}, r"labels must be \(N,\) integers, got \(5,\) float64"),
-        ({"labels": list("abcde")}, r"labels must be \(N,\) integers, got \(5,\) <U1"),
-        ({"images": FLOATS * 255}, "pictures of floats must be numbers from 0 to 1, got 0 to 25"),
-        ({"images": FLOATS - 0.5}, "pictures of floats must be numbers from 0 to 1, got -0.5 to 1"),
-        ({"images": FLOATS * np.nan}, "pictures of floats must be numbers from 0 to 1, got nan to nan"),
-        ({"images": dataset(5).images.astype(int)}, "pictures must be uint8, or floats from 0 to 1, got int64"),
-        ({"images": dataset(5).images[:, 0]}, r"pictures must be \(N, C, H, W\), got \(5, 8, 8\)"),
+        ({"labels": np.arange(4)}, "as many labels as inputs, got 4 and 5"),
+        ({"labels": np.zeros((5, 10), int)}, r"labels must be \(N,\) integers, or floats .*, got \(5, 10\) int64"),
+        ({"labels": np.float32(1)}, r"labels must be \(N,\) integers, or floats .*, got \(\) float32"),
+        ({"labels": list("abcde")}, r"labels must be \(N,\) integers, or floats .*, got \(5,\) <U1"),
+        ({"labels": [0.0, 1, np.inf, 3, np.nan]}, "labels must be finite, got 2 numbers that are infinite or NaN"),
+        ({"images": FLOATS * np.nan}, "inputs must be finite, got 960 numbers that are infinite or NaN"),
+        ({"images": dataset(5).images.astype(int)}, r"inputs must be .* floats or uint8, got \(5, 3, 8, 8\) int64"),
+        ({"images": np.zeros(5)}, r"inputs must be \(N, C, H, W\) or \(N, F\), floats or uint8, got \(5,\) float64"),
     ],
 )
 def test_pictures_and_labels_of_another_kind_are_refused(call, change, message):
@@ -255,8 +255,87 @@ def test_as_many_means_as_channels_are_asked_for(channels):
     data = dataset(5)._replace(images=np.zeros((5, channels, 8, 8), np.uint8))
     numbers = f"{channels} channels need {channels} numbers each in mean and std"
     with pytest.raises(ValueError, match=f"{numbers}, got 3 and 3"):
-        Batches(data, 2, seed=0)
-    assert next(Batches(data, 2, seed=0, mean=[0] * channels, std=[1] * channels).epoch(0))[0].shape[1] == channels
+        Batches(data, 2, mean=MEAN, std=STD)
+    assert next(Batches(data, 2, mean=[0] * channels, std=[1] * channels).epoch(0))[0].shape[1] == channels
+    assert next(Batches(data, 2).epoch(0))[0].shape[1] == channels
+
+
+@pytest.mark.parametrize(("images", "range"), [(FLOATS * 255, "0 to 25"), (FLOATS - 0.5, "-0.5 to 1")])
+def test_floats_outside_0_to_1_are_not_normalised_by_numbers_of_that_range(images, range):
+    message = f"pictures of floats must be numbers from 0 to 1, got {range}.*: scale them, or .* leave mean and std out"
+    with pytest.raises(ValueError, match=message):
+        Batches((images, np.arange(5)), 2, mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match="mean and std belong together"):
+        Batches((images, np.arange(5)), 2, mean=MEAN)
+    ((x, _),) = Batches((images, np.arange(5)), 5, shuffle=False).epoch(0)
+    np.testing.assert_array_equal(x, images.astype(np.float32))
+
+
+@pytest.mark.parametrize("given", [None, 3, dataset(5).images, ("a",), (FLOATS, np.arange(5), 0)])
+@pytest.mark.parametrize("call", [lambda data: Batches(data, 2), lambda data: split(data, 0.5, 0)])
+def test_what_is_neither_a_data_set_nor_a_pair_is_refused(call, given):
+    with pytest.raises(ValueError, match=r"expected a Dataset or a pair \(inputs, labels\), got "):
+        call(given)
+
+
+@pytest.mark.parametrize("device", ["cpu", "plain", "cuda"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(2,), (5, 7), (1, 4, 6), (5, 4, 6), (2, 3, 4, 5)])
+@pytest.mark.parametrize("targets", [None, (), (3,), (2, 2)])
+def test_arrays_of_ones_own_come_as_they_are(standin, device, dtype, shape, targets):
+    sn.use_kernels(device != "plain")
+    rng = np.random.default_rng(0)
+    inputs = (100 * rng.standard_normal((11, *shape))).astype(dtype)
+    labels = np.arange(11) if targets is None else rng.standard_normal((11, *targets))
+    before = inputs.copy(), labels.copy()
+    batches = Batches((inputs, labels), 4, seed=1, device="cuda" if device == "cuda" else "cpu")
+    order = np.random.default_rng((1, 0)).permutation(11)
+    for b, batch in enumerate(batches.epoch(0)):
+        x, y = (to_device(array, "cpu") for array in batch)
+        chosen = order[4 * b : 4 * b + 4]
+        assert x.dtype == np.float32 and y.dtype == (np.int64 if targets is None else np.float32)
+        assert x.transpose(*range(1, x.ndim), 0).flags.c_contiguous, "channel-major"
+        np.testing.assert_array_equal(y, labels[chosen].astype(y.dtype))
+        if dtype == "uint8":
+            np.testing.assert_allclose(x, inputs[chosen] / 255, rtol=0, atol=1e-7)
+        else:
+            np.testing.assert_array_equal(x, inputs[chosen].astype(np.float32))
+    assert same([(inputs, labels)], [before])
+
+
+def test_each_loop_is_the_next_epoch_and_a_loop_that_was_left_counts():
+    batches, same_again = (Batches((FLOATS, np.arange(5)), 2, seed=3, augment=True, padding=2) for _ in range(2))
+    loops = [list(batches) for _ in range(2)]
+    for _ in batches:
+        break
+    assert batches.next_epoch == 3
+    for k, loop in enumerate([*loops, None, list(batches)]):
+        assert loop is None or same(loop, same_again.epoch(k)), k
+    same_again.next_epoch = 1
+    assert same(same_again, loops[1])
+
+
+def test_a_pair_is_split_into_pairs():
+    inputs, targets = np.arange(20.0).reshape(10, 2), np.arange(10.0)[:, None]
+    (x, y), (x_held, y_held) = split((inputs, targets), 0.3, 0)
+    assert len(x) == len(y) == 7 and len(x_held) == len(y_held) == 3 and y.shape == (7, 1)
+    np.testing.assert_array_equal(x[:, :1], 2 * y)
+    np.testing.assert_array_equal(np.sort(np.concatenate([y, y_held]), axis=0), targets)
+
+
+@pytest.mark.parametrize("option", [{"augment": True}, {"image_size": 4}, {"mean": [0, 0]}, {"std": [1, 1]}])
+def test_what_is_for_pictures_is_refused_for_other_inputs(option):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))} is for pictures \(N, C, H, W\), got inputs \(5, 2\)"):
+        Batches((np.zeros((5, 2)), np.arange(5)), 2, **option)
+
+
+def test_pictures_are_not_moved_without_targets_that_have_a_place_nor_further_than_they_are_wide():
+    with pytest.raises(
+        ValueError, match=r"augment would move the pictures and not their labels, which are \(5, 8, 8\)"
+    ):
+        Batches((FLOATS, np.zeros((5, 8, 8))), 2, augment=True)
+    with pytest.raises(ValueError, match="padding must be 0 to 7 for 8×8 pictures, got 8"):
+        Batches((FLOATS, np.arange(5)), 2, augment=True, padding=8)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -264,7 +343,7 @@ def test_as_many_means_as_channels_are_asked_for(channels):
 def test_floats_from_0_to_1_and_labels_in_a_list_give_the_batches_of_the_bytes(standin, dtype, device):
     whole = dataset(11)
     floats = whole._replace(images=(whole.images / 255).astype(dtype), labels=whole.labels.tolist())
-    options = {"seed": 3, "augment": True, "image_size": 9, "device": device}
+    options = {"seed": 3, "augment": True, "image_size": 9, "device": device, "mean": MEAN, "std": STD}
     for pair in zip(Batches(whole, 4, **options).epoch(0), Batches(floats, 4, **options).epoch(0), strict=True):
         (want, labels), (got, from_list) = (tuple(to_device(array, "cpu") for array in batch) for batch in pair)
         assert got.dtype == np.float32 and from_list.dtype == np.int64 and is_channel_major(got)

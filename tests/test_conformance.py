@@ -18,7 +18,7 @@ import scratchnet as sn
 from models import MobileNetV2
 from scratchnet import fused, kernels, layers
 from scratchnet.array import as_maps
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.dataset import Dataset
 from scratchnet.parallel import cuts
 from scratchnet.parallel.threads import Pool
 from scratchnet.training.batches import Batches

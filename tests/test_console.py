@@ -15,6 +15,7 @@ from runs import CHILD, ROOT, SMALL, few_pictures, run
 
 import train_cifar
 from scratchnet.program import console
+from scratchnet.program import data as program_data
 
 POSTFIX = "loss 1.2345, accuracy 0.4567, lr 0.0812, 456 pictures/s"
 
@@ -73,7 +74,9 @@ def test_a_log_says_now_and_then_that_the_run_lives_and_once_how_long_it_takes(m
 
 def test_evaluations_are_followed_too(monkeypatch, capsys):
     monkeypatch.setattr(console, "ALIVE", 0.0)
-    batches = train_cifar.make_batches(train_cifar.parse(SMALL, ""), few_pictures(0)[1], shuffle=False)
+    args, pictures = train_cifar.parse(SMALL, ""), few_pictures(0)[1]
+    program_data.set_normalisation(args, pictures)
+    batches = train_cifar.make_batches(args, pictures, shuffle=False)
     assert len(list(console.Console().follow(batches, "test").epoch(0))) == len(batches) == 2
     assert capsys.readouterr().out.splitlines()[-2:] == ["test: 1 of 2 batches", "test: 2 of 2 batches"]
 
@@ -133,7 +136,7 @@ def test_a_terminal_that_is_closed_during_the_test_ends_nothing(tmp_path, monkey
         raise AssertionError("SIGHUP reached the program")
 
     evaluate = train_cifar.evaluate
-    monkeypatch.setattr(train_cifar, "draw_shapes", few_pictures)
+    monkeypatch.setattr(program_data, "draw_shapes", few_pictures)
     monkeypatch.setattr(train_cifar, "evaluate", closing)
     before = signal.signal(signal.SIGHUP, hang_up)
     try:

@@ -7,7 +7,7 @@ import pytest
 
 import scratchnet as sn
 from scratchnet.array import as_maps
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.dataset import Dataset
 from scratchnet.parallel import ranks
 from scratchnet.training.batches import Batches
 from scratchnet.training.evaluation import Evaluation, confusion_lines, draw_confusion, evaluate, mirror
@@ -121,3 +121,23 @@ def test_the_picture_is_a_png_or_nothing_without_matplotlib(tmp_path, monkeypatc
     monkeypatch.setattr(builtins, "__import__", without)
     assert not draw_confusion(result, CLASSES, tmp_path / "d.png", "title")
     assert not (tmp_path / "d.png").exists()
+
+
+def test_of_many_classes_the_worst_ones_are_said_with_what_they_are_taken_for(tmp_path):
+    classes = tuple(f"class {k}" for k in range(100))
+    confusion = 10 * np.eye(100, dtype=np.int64)
+    confusion[7] = 0
+    confusion[7, [7, 8, 9, 3]] = 1, 6, 2, 1
+    confusion[50, 51] = 10
+    confusion[99] = 0  # no picture is of it
+    result = Evaluation(1.0, 0.9, confusion)
+    lines = confusion_lines(result, classes)
+    assert lines[:3] == [
+        "  of 100  accuracy  taken for",
+        " class 7    0.1000  class 8 60 %, class 9 20 %, class 3 10 %",
+        "class 50    0.5000  class 51 50 %",
+    ]
+    assert len(lines) == 21 and lines[3].split() == ["class", "0", "1.0000"] and "nan" not in "".join(lines)
+    pytest.importorskip("matplotlib")
+    assert draw_confusion(result, classes, tmp_path / "c.png", "many")
+    assert draw_confusion(Evaluation(1.0, 1.0, np.eye(300)), tuple(map(str, range(300))), tmp_path / "d.png", "more")

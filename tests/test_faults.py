@@ -16,6 +16,7 @@ import pytest
 from runs import CHILD, ROOT, SMALL, child, content, few_pictures, run
 
 import train_cifar
+from scratchnet.program import data as program_data
 from scratchnet.training import checkpoint, trainer
 
 SLOW = os.environ.get("SCRATCHNET_SLOW") == "1"
@@ -25,7 +26,7 @@ FOUR_STEPS = 108 // 25  # steps of an epoch
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
-    monkeypatch.setattr(train_cifar, "draw_shapes", few_pictures)
+    monkeypatch.setattr(program_data, "draw_shapes", few_pictures)
 
 
 class Killed(BaseException):
@@ -219,7 +220,8 @@ LITTLE_MEMORY = """
 import resource, sys
 import train_cifar
 from runs import few_pictures
-train_cifar.draw_shapes = few_pictures
+from scratchnet.program import data as program_data
+program_data.draw_shapes = few_pictures
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize:"))
 resource.setrlimit(resource.RLIMIT_AS, (1024 * used + (int(sys.argv[1]) << 20),) * 2)
 if sys.argv[2] == "try":

@@ -7,12 +7,13 @@ import pytest
 from runs import ROOT, SMALL, few_pictures
 
 import train_cifar
+from scratchnet.program import data as program_data
 from scratchnet.program import flags, memory, setup
 
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
-    monkeypatch.setattr(train_cifar, "draw_shapes", few_pictures)
+    monkeypatch.setattr(program_data, "draw_shapes", few_pictures)
 
 
 BAD = {
@@ -93,7 +94,17 @@ def test_help_is_grouped_and_says_each_default(capsys):
         train_cifar.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for part in ("data:", "network:", "training:", "machine:", "output:", "--checkpoint-every", "(default: cifar)"):
+    for part in (
+        "data:",
+        "network:",
+        "training:",
+        "machine:",
+        "output:",
+        "--checkpoint-every",
+        "(default: one-cycle)",
+        "cifar-100-python/",
+        "a folder for each class",
+    ):
         assert part in text
 
 

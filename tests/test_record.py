@@ -11,7 +11,7 @@ import pytest
 from runs import content, everything, make_tiny, tiny
 
 import scratchnet as sn
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.dataset import Dataset
 from scratchnet.program import folder
 from scratchnet.program.folder import FolderError, RunFolder
 from scratchnet.training import checkpoint, trainer

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchnet.data import shapes
-from scratchnet.data.cifar10 import fingerprint
+from scratchnet.data.dataset import fingerprint
 from scratchnet.data.shapes import CLASSES, SHAPES, draw_shapes
 
 SINGLE = ("disc", "ring", "square", "frame", "triangle", "cross")

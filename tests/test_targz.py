@@ -8,9 +8,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from cifar_files import FAKE, RECORDS, SIZE, assert_is_fake, load, load_tar, member, tar_of
+from cifar_files import ARCHIVE, FAKE, FILES, FOLDER, RECORDS, SIZE, assert_is_fake, load, load_tar, member, tar_of
 
-from scratchnet.data.cifar10 import ARCHIVE, FILES, FOLDER, DataError
+from scratchnet.data.files import DataError
 
 SLOW = [
     pytest.mark.slow,

@@ -11,14 +11,16 @@ from runs import SMALL, few_pictures, run
 import scratchnet as sn
 import train_cifar
 from scratchnet.data import cifar10
+from scratchnet.data.cifar import CIFAR10
+from scratchnet.program import data as program_data
 from scratchnet.program import setup
 from scratchnet.training import checkpoint
 from scratchnet.training.evaluation import evaluate
 
 
-def as_cifar(*_):
-    """In place of `load_cifar10`."""
-    return [data._replace(name="CIFAR-10") for data in few_pictures(0)]
+def as_cifar(*_, **options):
+    """In place of `load_pictures`."""
+    return *(data._replace(name="CIFAR-10", classes=CIFAR10) for data in few_pictures(0)), ""
 
 
 def no_network():
@@ -30,7 +32,7 @@ def trained(tmp_path_factory):
     """The folder of a short run."""
     out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cifar, "draw_shapes", few_pictures)
+        patch.setattr(program_data, "draw_shapes", few_pictures)
         assert run("--out", out, "--epochs", 1) == 0
     return out
 
@@ -38,8 +40,8 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def best(trained, tmp_path, monkeypatch, capsys):
     """The best checkpoint of a short run, in a folder of its own."""
-    monkeypatch.setattr(train_cifar, "draw_shapes", few_pictures)
-    monkeypatch.setattr(cifar10, "load_cifar10", as_cifar)
+    monkeypatch.setattr(program_data, "draw_shapes", few_pictures)
+    monkeypatch.setattr(program_data, "load_pictures", as_cifar)
     monkeypatch.setattr(cifar10, "find_or_download", no_network)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "best.npz"
@@ -119,6 +121,7 @@ def test_a_header_is_checked_before_it_is_believed(case, mode, best, capsys):
 
 def test_the_validation_loss_is_the_plain_one_as_the_test_loss_is(best, tmp_path):
     args = train_cifar.parse([*SMALL, "--epochs", "1"], "")
+    program_data.set_normalisation(args, few_pictures(0)[0])
     parts = setup.make_parts(args, few_pictures(0)[0], "cpu", train_cifar.make_model)
     model, _ = train_cifar.load_model(best, args, "cpu")
     with open(tmp_path / "metrics.csv") as file:
@@ -136,6 +139,6 @@ def test_without_a_home_folder_there_is_a_sentence_and_the_run_goes_on(tmp_path,
     for name in ("HOME", "XDG_CACHE_HOME", "SCRATCHNET_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    monkeypatch.setattr(train_cifar, "draw_shapes", few_pictures)
+    monkeypatch.setattr(program_data, "draw_shapes", few_pictures)
     assert train_cifar.main([*SMALL[1:], "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     assert "is in a home folder that cannot be found" in capsys.readouterr().out.splitlines()[0]

@@ -13,6 +13,7 @@ from runs import ROOT, SMALL, child, content, few_pictures, run
 import train_cifar
 from scratchnet.data import cifar10
 from scratchnet.kernels import compiled
+from scratchnet.program import data as program_data
 from scratchnet.program import flags
 from scratchnet.program.folder import RunFolder
 from scratchnet.training import checkpoint, trainer
@@ -20,7 +21,7 @@ from scratchnet.training import checkpoint, trainer
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
-    monkeypatch.setattr(train_cifar, "draw_shapes", few_pictures)
+    monkeypatch.setattr(program_data, "draw_shapes", few_pictures)
 
 
 def test_a_run_writes_what_it_promises_and_names_its_data(tmp_path, capsys):
@@ -131,8 +132,9 @@ def test_predict_names_three_classes_a_picture(tmp_path, capsys):
         assert len(set(found[::2])) == 3 and set(found[::2]) <= set(test.classes)
         assert 100 >= float(found[1]) >= float(found[3]) >= float(found[5]) >= 0
 
-    model, _ = train_cifar.load_model(tmp_path / "best.npz", flags.parse(SMALL, ""), "cpu")
-    x, _ = next(train_cifar.make_batches(flags.parse(SMALL, ""), test, shuffle=False).epoch(0))
+    args = flags.parse(SMALL, "")
+    model, _ = train_cifar.load_model(tmp_path / "best.npz", args, "cpu")
+    x, _ = next(train_cifar.make_batches(args, test, shuffle=False).epoch(0))
     best = model.eval()(x)[:2].argmax(1)
     assert [line.split(": ")[1].rsplit(" ", 8)[0].split(",")[0].rsplit(" ", 1)[0] for line in lines] == [
         test.classes[k] for k in best

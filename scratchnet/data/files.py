@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))  # what this system has of them
@@ -44,7 +45,34 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
-def require_size(what: str | os.PathLike[str], size: int, expected: int) -> None:
-    """Raise DataError unless `what`, which opens the message, has as many bytes as expected."""
-    if size != expected:
-        raise DataError(f"{what} has {size:,} bytes; expected exactly {expected:,}")
+def require_size(what: str | os.PathLike[str], size: int, least: int, most: int | None = None) -> None:
+    """Raise DataError unless `what`, which opens the message, has as many bytes as expected: `least`, or up to `most`."""
+    if not least <= size <= (least if most is None else most):
+        expected = f"exactly {least:,}" if most in (None, least) else f"{least:,} to {most:,}"
+        raise DataError(f"{what} has {size:,} bytes; expected {expected}")
+
+
+def read_sized(path: Path, least: int, most: int, of: str) -> bytes | None:
+    """The content of a file that has to have `least` to `most` bytes, looked at before one is read; None: there is none.
+
+    Raises:
+        DataError: it has another size, or cannot be read; `of` says what was expected in it.
+    """
+    try:
+        with open_regular(path) as file:
+            require_size(path, os.fstat(file.fileno()).st_size, least, most)
+            raw = file.read(most)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {one_line(error)}; expected {least:,} bytes of {of}") from error
+    require_size(path, len(raw), least, most)
+    return raw
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path, in which ~ and ~name are home folders."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, or a container's user without an entry in passwd and without $HOME
+        raise DataError(f"{path} is in a home folder that cannot be found; expected a path without ~") from None

@@ -1,8 +1,9 @@
-"""Pictures from files, for a network that was trained on CIFAR-10 (needs Pillow: extra `plot`); imagenet.py for others."""
+"""Pictures from files, to train on or to say what they show (needs Pillow: extra `plot`); imagenet.py for others."""
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,25 @@ def middle_square(image: Any, size: int) -> Any:
     return ImageOps.fit(image, (size, size), way)
 
 
+def require_pillow() -> None:
+    """Raise PictureError unless Pillow is installed."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise PictureError("reading pictures needs Pillow: pip install pillow") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings about what is then read all the same, such as a date that is none.
+
+    Warnings are a matter of the whole process: where several threads read, this goes around all of them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_picture(
     path: str | os.PathLike[str], size: int = 32, shape: Callable[[Any, int], Any] = middle_square
 ) -> np.ndarray:
@@ -37,13 +57,17 @@ def read_picture(
         PictureError: Pillow is not installed, or the file cannot be read, is no such picture, is damaged, or has more
             than `MAX_PIXELS` pixels.
     """
+    with quiet():
+        return decode(path, size, shape)
+
+
+def decode(path: str | os.PathLike[str], size: int, shape: Callable[[Any, int], Any] = middle_square) -> np.ndarray:
+    """`read_picture`, for threads: they stand within one `quiet`."""
+    require_pillow()
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError:
-        raise PictureError("reading pictures needs Pillow: pip install pillow") from None
-    try:
-        with open_regular(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is then read all the same, such as a date that is none
+        with open_regular(path) as file:
             image: Any = Image.open(file, formats=("PNG", "JPEG"))
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scratchnet.data.cifar10 import Dataset
+from scratchnet.data.dataset import Dataset
 
 NAME = "drawn shapes"
 SIDE = 32  # pixels

@@ -9,7 +9,7 @@ has short names and small sizes.
 import os
 import tarfile
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from scratchnet.data.files import DataError, one_line, open_regular, require_size
@@ -17,13 +17,12 @@ from scratchnet.data.files import DataError, one_line, open_regular, require_siz
 CHUNK = 1 << 18  # bytes
 
 
-def read_members(archive: Path, names: Container[str], size: int, limit: int) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the regular files called `names`, in the archive's order.
+def read_members(archive: Path, sizes: Mapping[str, tuple[int, int]], limit: int) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of the regular files that are asked for, in the archive's order.
 
     Args:
         archive: the `.tar.gz`.
-        names: paths in it, exactly as they stand there.
-        size: bytes that each of them must have.
+        sizes: path of each in it, exactly as it stands there -> the least and the most bytes that it may have.
         limit: bytes that the whole archive may have, decompressed.
 
     Raises:
@@ -34,9 +33,9 @@ def read_members(archive: Path, names: Container[str], size: int, limit: int) ->
             stream = _Unzipped(file, limit, archive)
             while (header := stream.read(tarfile.BLOCKSIZE)).strip(b"\0"):
                 member = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
-                if member.name in names:
-                    yield member.name, _read_member(stream, member, archive, size)
-                    stream.skip(-size % tarfile.BLOCKSIZE)
+                if member.name in sizes:
+                    yield member.name, _read_member(stream, member, archive, *sizes[member.name])
+                    stream.skip(-member.size % tarfile.BLOCKSIZE)
                 elif member.type not in b"123456":  # links, devices, folders and pipes have no content
                     stream.skip(member.size + -member.size % tarfile.BLOCKSIZE)
             stream.finish()
@@ -47,13 +46,13 @@ def read_members(archive: Path, names: Container[str], size: int, limit: int) ->
         raise DataError(message) from error
 
 
-def _read_member(stream, member, archive, size):
+def _read_member(stream, member, archive, least, most):
     where = f"{member.name} in {archive}"
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise DataError(f"{where} is a link, device or sparse file; expected a regular file of {size:,} bytes")
-    require_size(where, member.size, size)
-    raw = stream.read(size)
-    require_size(where, len(raw), size)
+        raise DataError(f"{where} is a link, device or sparse file; expected a regular file of {least:,} bytes")
+    require_size(where, member.size, least, most)
+    raw = stream.read(member.size)
+    require_size(where, len(raw), member.size)
     return raw
 
 

@@ -76,9 +76,9 @@ class Console:
         """So many steps of training lie before the run: after the first ones a line says how long they will take."""
         self._steps = steps
 
-    def bar(self, total, done, title, training=True):
+    def bar(self, total, done, title, training=True, unit="batches"):
         """A tqdm bar of `total` batches of which `done` are done; lines where nobody would see it."""
-        return _Bar(self, total, done, title, training)
+        return _Bar(self, total, done, title, training, unit)
 
     def follow(self, batches, title):
         """What `evaluate` takes in place of `batches`, with a bar."""
@@ -101,7 +101,7 @@ class Console:
             self.say(f"time      about {_duration(self._steps * each)} of training, {each:.2g} s a step")
             self._steps, self._measured = 0, [-1, 0.0]
         elif not self._seen and time.monotonic() - self._said >= ALIVE:
-            self.say(f"{bar.title}: {bar.n} of {bar.total} batches" + (f", {bar.postfix}" if bar.postfix else ""))
+            self.say(f"{bar.title}: {bar.n} of {bar.total} {bar.what}" + (f", {bar.postfix}" if bar.postfix else ""))
 
     def _stop_printing(self):
         """Let standard output lead nowhere, so that what waits in it fails neither now nor when the program ends."""
@@ -132,14 +132,9 @@ def outlive_terminal():
 class _Bar(tqdm):
     """A bar that leaves out, from the end, what its line has no room for."""
 
-    def __init__(self, console, total, done, title, training):
-        self.console, self.title, self.training, self.postfix, self.moved = (
-            console,
-            title,
-            training,
-            None,
-            time.monotonic(),
-        )
+    def __init__(self, console, total, done, title, training, unit):
+        self.console, self.title, self.training, self.what = console, title, training, unit
+        self.postfix, self.moved = None, time.monotonic()
         super().__init__(
             total=total, initial=done, desc=title, leave=False, ncols=80, nrows=20, file=_Deaf(sys.stderr),
             disable=not (console.interactive and ranks.speaks()),

@@ -9,12 +9,13 @@ import textwrap
 from pathlib import Path
 
 from scratchnet.data import cifar10
+from scratchnet.data.readers import READERS
 from scratchnet.program.parser import Formatter, Parser, UsageError, did_you_mean, path, real, whole
 from scratchnet.training import schedule
 
 VARIANTS = ("imagenet", "cifar", "blog")
 OPTIMIZERS = ("sgd", "adam", "adamw")
-NORMALISE = {  # mean and std of each channel
+NORMALISE = {  # mean and std of each channel; "data" takes those of the training pictures
     "cifar": (cifar10.MEAN, cifar10.STD),
     "half": ((0.5,) * 3, (0.5,) * 3),
 }
@@ -64,7 +65,7 @@ def make_parser(description):
     parser = Parser(
         prog="train_cifar.py",
         description=description,
-        epilog=_presets(),
+        epilog=f"{_kinds()}\n\n{_presets()}",
         formatter_class=Formatter,
         allow_abbrev=False,
     )
@@ -77,16 +78,19 @@ def make_parser(description):
     add = group("data")
     add(
         "--data",
-        "folder with CIFAR-10's binary batches, or their archive; without it the cache, else a download",
+        "folder or archive to train on, see below; without it CIFAR-10 from the cache, or a download",
         type=path,
     )
     add("--sample", "train on the drawn shapes that need no download", **switch)
-    add("--image-size", "resize the pictures to this side, bilinear", type=whole(1), default=32)
+    add(
+        "--image-size", "side of the pictures: those in class folders are read at it, others resized, bilinear",
+        type=whole(1), default=32,
+    )  # fmt: skip
     add(
         "--normalise",
-        "subtract and divide by CIFAR-10's statistics, or by one half",
-        choices=NORMALISE,
-        default="cifar",
+        "subtract and divide by CIFAR-10's statistics, one half, or the training pictures' own (default: cifar for "
+        "CIFAR-10 and drawn shapes, else data)",
+        choices=(*NORMALISE, "data"),
     )
     add(
         "--augment", "random crop from reflected padding, and flip at random or every other epoch",
@@ -239,6 +243,12 @@ def _refuse_idle(args, given):
 
 def _flag(name):
     return "--" + name.replace("_", "-")
+
+
+def _kinds():
+    """What can be given as --data, for the end of --help."""
+    wrap = textwrap.TextWrapper(80, 2 * " ", 8 * " ", break_on_hyphens=False).wrap
+    return "\n".join(["data:", *(line for reader in READERS for line in wrap(reader.what))])
 
 
 def _presets():

@@ -21,6 +21,9 @@ def say_header(trainer, args, data, test, source):
     say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
     padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""
     say(f"          at {args.image_size}×{args.image_size}, augmentation {args.augment}{padding}")
+    say(f"          normalised by {_numbers(args)}")
+    some = ", ".join(data.classes[:12]) + (", …" if len(data.classes) > 12 else "")
+    say(f"          {len(data.classes)} classes: {some}")
     say(f"network   MobileNetV2 {args.variant}, width {args.width}, {parameters:,} parameters")
     say(f"          {macs / 1e6:.1f} million multiply-adds a picture")
     say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
@@ -35,6 +38,13 @@ def say_header(trainer, args, data, test, source):
     if args.trace:
         step = ranks.from_first(lambda: _trace(trainer))  # with the whole batch
         say(f"a training step with the first {args.batch_size} pictures:\n{table(step)}")
+
+
+def _numbers(args):
+    """Mean and standard deviation, in words."""
+    known = {"cifar": "CIFAR-10's statistics", "half": "one half"}
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (args.mean, args.std))
+    return known.get(args.normalise) or f"the training pictures' mean {mean} and deviation {std}"
 
 
 def _workers():

@@ -3,6 +3,7 @@
 import re
 
 from scratchnet.parallel import ranks
+from scratchnet.program.data import FED, completed
 from scratchnet.program.flags import NORMALISE, VARIANTS, UsageError
 from scratchnet.training.atomic import atomic_file, read_regular
 from scratchnet.training.checkpoint import CheckpointError, load_latest, part
@@ -15,8 +16,8 @@ LENGTH = (
 # What is believed of a checkpoint's configuration: what a network is built and fed by.
 CONFIG = {
     "variant": one_of(*VARIANTS), "width": number(1e-9, 1e6), "dropout": number(0, 1), "image_size": whole(1, 2**14),
-    "normalise": one_of(*NORMALISE), "seed": whole(0, 2**128), "batch_size": whole(1), "title": TEXT,
-    "data": {"name": TEXT, "sha256": SHA256},
+    "normalise": one_of(*NORMALISE, "data"), "seed": whole(0, 2**128), "batch_size": whole(1), "title": TEXT,
+    **FED, "data": {"name": TEXT, "sha256": SHA256} | FED["data"],
 }  # fmt: skip
 LAST_CONVOLUTION = 320 * 1280  # weights of MobileNetV2's largest layer at width 1; they grow with the width's square
 NEWER = {"ranks": 1, "local_batch_norm": False}  # fields that older configurations do not have
@@ -55,6 +56,7 @@ def resume(trainer, args, console):
         console.say(f"nothing to resume in {args.out}: starting from the beginning")
         return
     arrays, header, path = found
+    header["config"] = completed(header.get("config"))
     check_config(path, arrays, header)
     before = NEWER | header["config"]
     check(before, {"ranks": whole(1)}, f"{path}: its configuration")
@@ -107,6 +109,13 @@ def _is_after(line, epoch):
 
 def _changes(before, now):
     """What differs between two configurations, in words; nothing where they agree."""
-    changed = [key for key in now if now[key] != before.get(key) and key not in ("title", "ranks")]
+    before, now = ({**config, **_parts_of(config["data"])} for config in (before, now))
+    changed = [key for key in now if now[key] != before.get(key) and key not in ("title", "ranks", "data")]
     differences = "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in changed)
     return differences + (LENGTH if "epochs" in changed else "")
+
+
+def _parts_of(data):
+    """The data of a configuration as fields of it, without the names of a thousand classes."""
+    classes = ", ".join(data["classes"])
+    return {"data": None, "data's name": data["name"], "data's sha256": data["sha256"], "data's classes": classes}

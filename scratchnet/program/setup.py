@@ -7,10 +7,10 @@ import numpy as np
 
 import scratchnet as sn
 from scratchnet import kernels
-from scratchnet.data import cifar10
 from scratchnet.device import bfloat16_dtype, use_tf32
 from scratchnet.parallel import ranks
-from scratchnet.program.flags import FREE, NORMALISE
+from scratchnet.program.data import describe
+from scratchnet.program.flags import FREE
 from scratchnet.program.launch import run_as_ranks, sensible_ranks
 from scratchnet.program.memory import room, too_large
 from scratchnet.program.parser import UsageError
@@ -86,16 +86,20 @@ def make_parts(args, data, device, make_model):
         args: the flags.
         data: `Dataset` to train on, from which the validation pictures are taken.
         device: "cpu" or "cuda".
-        make_model: (args, rng, width) -> network.
+        make_model: (args, rng, width, number of classes) -> network.
 
     Raises:
         UsageError: the flags ask for what cannot be had.
     """
-    rng = np.random.default_rng(args.seed)
-    _check_size(args, lambda width: make_model(args, np.random.default_rng(0), width), device)
+    rng, classes = np.random.default_rng(args.seed), len(data.classes)
+    _check_size(args, lambda width: make_model(args, np.random.default_rng(0), width, classes), device)
     try:
-        model = make_model(args, rng, args.width).to(device)
+        model = make_model(args, rng, args.width, classes).to(device)
         training, validation = split(data, VALIDATION, args.seed)
+        if not len(validation.labels):
+            raise UsageError(
+                f"{data.name}: {len(data.labels)} training pictures are too few to hold out a tenth of them"
+            )
         train = make_batches(args, training, device=device, drop_last=True, **make_augmentation(args))
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -109,10 +113,9 @@ def make_parts(args, data, device, make_model):
 
 
 def make_batches(args, dataset, **options):
-    """Batches of a data set."""
-    mean, std = NORMALISE[args.normalise]
+    """Batches of a data set, once `set_normalisation` has decided by what to normalise it."""
     form = {"batch_size": args.batch_size, "image_size": args.image_size, "bfloat16": args.precision == "bf16"}
-    return Batches(dataset, seed=args.seed, mean=mean, std=std, **form | options)
+    return Batches(dataset, seed=args.seed, mean=args.mean, std=args.std, **form | options)
 
 
 def make_test_batches(args, dataset, device):
@@ -145,7 +148,7 @@ def make_schedule(args, total):
 def make_config(args, dataset):
     """What decides the result of a run: flags, data, and how to name it."""
     config = {key: value for key, value in vars(args).items() if key not in FREE}
-    config["data"] = {"name": dataset.name, "sha256": cifar10.fingerprint(dataset)}
+    config["data"] = describe(dataset)
     config["ranks"] = ranks.size  # sums of several parts are rounded in another way too
     config["kernels"] = kernels.enabled()  # compiled ones round in another way than NumPy's
     config["title"] = f"MobileNetV2 {args.variant}, width {args.width}, on {dataset.name}, seed {args.seed}"

@@ -1,4 +1,4 @@
-"""From pictures in memory to batches for the network: split, shuffle, augment, normalise, resize.
+"""From arrays in memory to batches for the network: split, shuffle, and of pictures augment, normalise, resize.
 
 All randomness is a pure function of (seed, epoch, batch): the permutation of epoch k comes from a generator seeded with
 (seed, k), the augmentation of its batch b from one seeded with (seed, k, 1 + b). There is no generator whose state
@@ -7,18 +7,19 @@ of an epoch, sees the same bits as a run that was never stopped. (The 1 is neede
 (seed, k) and (seed, k, 0) are one and the same generator.) Of several ranks (parallel/ranks.py) each draws for the whole
 batch, and makes its own share of it.
 
-Batches leave here in channel-major order, as the layers want them: C-contiguous when seen as (C, H, W, N).
+Batches leave here in channel-major order, as the layers want them: C-contiguous when seen as (C, H, W, N), or (F, N).
 """
 
 import operator
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from scratchnet import kernels
-from scratchnet.array import as_images, to_device
-from scratchnet.data.cifar10 import MEAN, STD, Dataset
+from scratchnet.array import as_images, as_maps, to_device
+from scratchnet.data.dataset import Dataset
 from scratchnet.device import kind_of
 from scratchnet.parallel import ranks
 from scratchnet.training.augment import (
@@ -30,100 +31,93 @@ from scratchnet.training.augment import (
     stored_in_bfloat16,
     take_batch,
 )
+from scratchnet.training.inputs import checked, require_pictures
 
 
-def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def split(dataset: Any, fraction: float, seed: int) -> tuple[Any, Any]:
     """Hold out round(fraction · N) pictures, drawn by the seed.
 
+    Args:
+        dataset: a `Dataset`, or a pair of arrays, as `Batches` takes them.
+        fraction: at least 0, less than 1.
+        seed: a non-negative integer.
+
     Returns:
-        (train, validation): both in the order of `dataset`, without a picture in common.
+        (train, validation): both in the order of `dataset` and of its kind, without a picture in common.
 
     Raises:
         ValueError: fraction is not in 0 … 1, 1 excluded, or pictures and labels are not as `Batches` takes them.
     """
-    dataset = _checked(dataset, "split")
+    whole = checked(dataset, "split")
     if not 0 <= fraction < 1:
         raise ValueError(f"split: the fraction to hold out must be at least 0 and less than 1, got {fraction}")
-    count = len(dataset.labels)
+    count = len(whole.labels)
     # A stream that no epoch uses: `Batches` seeds with (seed, epoch) and (seed, epoch, 1 + batch).
     order = np.random.default_rng((seed, 0, 0, 1)).permutation(count)
     held_out = np.zeros(count, bool)
     held_out[order[: round(fraction * count)]] = True
 
     def part(chosen):
-        return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
+        found = whole._replace(images=whole.images[chosen], labels=whole.labels[chosen])
+        return found if isinstance(dataset, Dataset) else (found.images, found.labels)
 
     return part(~held_out), part(held_out)
-
-
-def _checked(dataset: Dataset, who: str) -> Dataset:
-    """The data set with pictures and labels as NumPy arrays; ValueError, opened by `who`, where they are none of ours."""
-    images, labels = np.asarray(dataset.images), np.asarray(dataset.labels)
-    if images.ndim != 4:
-        raise ValueError(f"{who}: pictures must be (N, C, H, W), got {images.shape}")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" and labels.size:
-        raise ValueError(f"{who}: labels must be (N,) integers, got {labels.shape} {labels.dtype}")
-    if len(images) != len(labels):
-        raise ValueError(f"{who}: as many labels as pictures, got {len(labels)} and {len(images)}")
-    if images.dtype.kind == "f":
-        low, high = images.min(initial=0), images.max(initial=1)
-        if not (low == 0 and high == 1):  # also where one is NaN
-            raise ValueError(f"{who}: pictures of floats must be numbers from 0 to 1, got {low:g} to {high:g}")
-    elif images.dtype != np.uint8:
-        raise ValueError(f"{who}: pictures must be uint8, or floats from 0 to 1, got {images.dtype}")
-    return dataset._replace(images=images, labels=labels.astype(np.int64, copy=False))
 
 
 class Batches:
     """The batches of a data set, epoch by epoch; the next one is prepared while the network works on this one.
 
+    `for x, labels in batches:` goes through an epoch, the next such loop through the next; `batches.epoch(k)` is any.
+
     Args:
-        dataset: one picture or more, (N, C, H, W): bytes (uint8), or floats from 0 to 1, as torchvision's `ToTensor`
-            makes them. Labels: N integers, in an array or a list.
-        batch_size: pictures a batch; the last one of an epoch is shorter where the division leaves a remainder.
+        dataset: a `Dataset`, or a pair (inputs, labels) of arrays of your own. Inputs: one or more, pictures (N, C, H, W)
+            of any number of channels, or (N, F), or (N, …); bytes (uint8) or floats. Labels: N integers, or floats (N, …),
+            the targets of a regression.
+        batch_size: inputs a batch; the last one of an epoch is shorter where the division leaves a remainder.
         seed: a non-negative integer that fixes order and augmentation of every epoch (see the head of this file).
-        augment: whether to apply `random_crop_flip`.
+        augment: whether to apply `random_crop_flip`; of pictures only.
         padding: of `random_crop_flip`, in pixels.
         alternate: mirror each picture in every other epoch, half of them beginning with the first, instead of by chance:
             two epochs show both sides of every picture (Jordan 2024, section 3.6).
         shuffle: whether every epoch has its own order; otherwise that of the data set.
-        mean, std: C numbers each, of a range of 1, for `normalise`; CIFAR-10's by default.
+        mean, std: C numbers each, of a range of 1, for `normalise`: bytes are divided by 255 before, and floats have to be
+            from 0 to 1, as torchvision's `ToTensor` makes them. Without them bytes become 0 … 1, and floats, of any range,
+            stay what they are.
         image_size: side in pixels to `resize` to; None keeps the pictures as they are.
-        device: "cuda" keeps all pictures there, as uint8 or float32, and makes the batches there from the same random
+        device: "cuda" keeps all inputs there, as uint8 or float32, and makes the batches there from the same random
             numbers; what is copied for a batch is those numbers and the labels.
         bfloat16: on a GPU, store the batches in 16 bits, for a network that computes on such (kernels/gpu_bfloat16.py).
         drop_last: leave a shorter last batch out, as in training: batch norm knows little from few pictures, and
             nothing from one. With `shuffle` it leaves out other pictures every epoch.
 
+    Attributes:
+        next_epoch: the number of the epoch that the next loop over the batches goes through; to be set when going on.
+
     Raises:
-        ValueError: no pictures, pictures or labels of another kind or number, other channels than mean and std have,
-            a size below 1, or a batch that cannot be filled although short ones are to be left out.
+        ValueError: no inputs, inputs or labels of another kind or number, other channels than mean and std have, a size
+            below 1, something for pictures asked of other inputs, or a batch that cannot be filled although short ones
+            are to be left out.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Any,
         batch_size: int,
         *,
-        seed: int,
+        seed: int = 0,
         augment: bool = False,
         padding: int = 4,
         alternate: bool = False,
         shuffle: bool = True,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         image_size: int | None = None,
         drop_last: bool = False,
         device: str = "cpu",
         bfloat16: bool = False,
     ):
-        dataset = _checked(dataset, "Batches")
-        count, channels = len(dataset.images), dataset.images.shape[1]
-        if not len(mean) == len(std) == channels:
-            sizes = f"pictures with {channels} channels need {channels} numbers each"
-            raise ValueError(f"Batches: {sizes} in mean and std, got {len(mean)} and {len(std)}")
-        if not min(std) > 0:
-            raise ValueError(f"Batches: std must be above 0 in every channel, got {tuple(std)}")
+        dataset = checked(dataset, "Batches")
+        count, *shape = dataset.images.shape
         if count == 0:
             raise ValueError(f"Batches: the data set {dataset.name!r} is empty; it needs at least one picture")
         if operator.index(batch_size) < 1:
@@ -132,16 +126,27 @@ class Batches:
             raise ValueError(f"Batches: batch_size must be at most {count}, the number of pictures, got {batch_size}")
         if image_size is not None and operator.index(image_size) < 1:
             raise ValueError(f"Batches: image_size must be at least 1, got {image_size}")
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        require_pictures(dataset, augment, padding, image_size, mean, std)
+        self.dataset, self.batch_size, self.seed, self.next_epoch = dataset, batch_size, seed, 0
         self.augment, self.shuffle, self.drop_last = augment, shuffle, drop_last
-        self.mean, self.std, self.image_size = mean, std, image_size
         self.padding, self.alternate, self.device, self.bfloat16 = padding, alternate, device, bfloat16
+        self.image_size, self._shape = image_size, tuple(shape)
+        # What is no picture goes the same way, as pictures of one pixel.
+        self._stored = dataset.images if len(shape) == 3 else dataset.images.reshape(count, -1, 1, 1)
+        channels = self._stored.shape[1]
+        self.mean = (0.0,) * channels if mean is None else mean
+        self.std = (1.0,) * channels if std is None else std
         if device != "cpu":
             kind = np.uint8 if dataset.images.dtype == np.uint8 else np.float32
-            on_device = np.ascontiguousarray(dataset.images, kind), *affine(mean, std, kind)
+            on_device = np.ascontiguousarray(self._stored, kind), *affine(self.mean, self.std, kind)
             self._images, *self._affine = (to_device(array, device) for array in on_device)
         if alternate:  # drawn from another free stream, see `split`
             self._mirrored_first = np.random.default_rng((seed, 0, 0, 2)).random(count) < 0.5
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of the next epoch."""
+        self.next_epoch += 1
+        return self.epoch(self.next_epoch - 1)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -152,7 +157,8 @@ class Batches:
         """Batches start, start + 1, … of epoch k; of each this rank's share, `ranks.share`.
 
         Yields:
-            x, (N, C, S, S) float32 or bfloat16, channel-major, and labels, (N,) int64; N may be 0 for one rank of several.
+            x, (N, C, S, S) or (N, …) float32 or bfloat16, channel-major, and labels, (N,) int64 or (N, …) float32; N may
+            be 0 for one rank of several.
 
         Raises:
             ValueError: k is negative, or start is not in 0 … len(self).
@@ -184,6 +190,8 @@ class Batches:
         draws = self._draws(chosen, np.random.default_rng((self.seed, k, 1 + b)), k)
         draws = np.ascontiguousarray(draws[:, here])
         x = (self._on_cpu if self.device == "cpu" else self._on_device)(draws)
+        if len(self._shape) != 3:
+            x = as_images(as_maps(x).reshape(*self._shape, -1))
         if self.image_size is not None and x.shape[2:] != (self.image_size, self.image_size):
             x = resize(x, self.image_size)
         if self.bfloat16 and self.device != "cpu":
@@ -192,13 +200,12 @@ class Batches:
 
     def _nothing(self):
         """A batch without a picture."""
-        _, c, *sides = self.dataset.images.shape
-        h, w = sides if self.image_size is None else (self.image_size, self.image_size)
-        x = to_device(as_images(np.empty((c, h, w, 0), np.float32)), self.device)
+        sides = self._shape if self.image_size is None else (self._shape[0], self.image_size, self.image_size)
+        x = to_device(as_images(np.empty((*sides, 0), np.float32)), self.device)
         return stored_in_bfloat16(x) if self.bfloat16 and self.device != "cpu" else x
 
     def _on_cpu(self, draws):
-        stored = self.dataset.images
+        stored = self._stored
         taking = kernels.choose(kernels.Pair(take_batch), kind_of(stored))
         if taking.version != "plain" and stored.dtype.isnative:
             return taking.forward(stored, draws, *affine(self.mean, self.std, stored.dtype))
@@ -216,6 +223,5 @@ class Batches:
         draws[0] = chosen
         if self.augment:
             flip = self._mirrored_first[chosen] ^ (k % 2 == 1) if self.alternate else None
-            shape = len(chosen), *self.dataset.images.shape[1:]
-            draws[1], draws[2:] = draw_crop_flip(shape, rng, self.padding, flip)
+            draws[1], draws[2:] = draw_crop_flip((len(chosen), *self._shape), rng, self.padding, flip)
         return draws

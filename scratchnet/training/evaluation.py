@@ -11,6 +11,8 @@ from scratchnet.parallel import ranks
 from scratchnet.training.atomic import Check, atomic_file
 from scratchnet.training.metrics import Average
 
+MATRIX = 20  # classes whose matrix fits on a screen
+
 
 class Evaluation(NamedTuple):
     """Of all pictures: the mean loss, the share that is right, and how often each class was taken for each."""
@@ -75,13 +77,30 @@ def mirror(x):
 
 
 def confusion_lines(result: Evaluation, classes: tuple[str, ...]) -> list[str]:
-    """The confusion matrix as text: a line a class, with its accuracy."""
+    """The confusion matrix as text: a line a class, with its accuracy; of more than `MATRIX` classes the worst ones."""
+    if len(classes) > MATRIX:
+        return _worst_lines(result, classes)
     width = max(5, *(len(str(n)) for n in result.confusion.flat))
     title = max(map(len, ("taken for", *classes)))
     head = " ".join(f"{name[:width]:>{width}}" for name in classes)
     lines = [f"{'taken for':>{title}}  {head}  accuracy"]
     for name, row, share in zip(classes, result.confusion, result.class_accuracy, strict=True):
         lines.append(f"{name:>{title}}  {' '.join(f'{n:>{width}}' for n in row)}  {share:8.4f}")
+    return lines
+
+
+def _worst_lines(result, classes):
+    """The classes of least accuracy, and what each is taken for most often, where a matrix would be too wide to read."""
+    shares = result.class_accuracy
+    order = np.argsort(shares, kind="stable")[: min(MATRIX, np.isfinite(shares).sum())]  # NaN comes last
+    title = max(map(len, (f"of {len(classes)}", *(classes[k] for k in order))))
+    lines = [f"{f'of {len(classes)}':>{title}}  accuracy  taken for"]
+    for k in order:
+        wrong = result.confusion[k].copy()
+        count, wrong[k] = wrong.sum(), 0
+        most = np.argsort(-wrong, kind="stable")[:3]
+        taken = ", ".join(f"{classes[j]} {100 * wrong[j] / count:.0f} %" for j in most if wrong[j])
+        lines.append(f"{classes[k]:>{title}}  {shares[k]:8.4f}  {taken}")
     return lines
 
 
@@ -101,16 +120,22 @@ def draw_confusion(
     except ImportError:
         return False
     share = 100 * result.confusion / np.maximum(result.confusion.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(8.5, 7.5), dpi=100, layout="constrained")
+    few = len(classes) <= MATRIX
+    side = 8.5 if few else 17.0
+    figure = Figure(figsize=(side, side - 1), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)  # not pyplot: a library leaves the caller's figures and backend alone
     axes: Any = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(share):
+    for (row, column), value in np.ndenumerate(share) if few else ():
         colour = "white" if value > 55 else "#222222"
         text = f"{value:.1f}" if value else ""
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(classes)), classes, rotation=35, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 10 * MATRIX:
+        size = 10 if few else max(3, 900 / len(classes))
+        axes.set_xticks(
+            range(len(classes)), classes, rotation=35 if few else 90, ha="right" if few else "center", size=size
+        )
+        axes.set_yticks(range(len(classes)), classes, size=size)
     axes.set_xlabel("taken for, % of the class")
     axes.set_ylabel("class")
     axes.set_title(title, fontsize=12, parse_math=False)
