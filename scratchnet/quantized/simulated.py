@@ -195,7 +195,7 @@ def calibrate(prepared, batches):
     finally:
         for layer in grids:
             layer.seen = None
-    _snap(prepared)
+    pass
     return prepared
 
 
