@@ -206,6 +206,20 @@ def test_every_whole_number_is_the_simulations(kind, seed, monkeypatch):
     assert whole.nbytes < sum(v.nbytes for v in net.state_dict().values()) / 2
 
 
+@pytest.mark.parametrize("kind", ["cifar", "by hand"])
+def test_the_quotient_of_two_steps_is_a_multiplier(kind):
+    rng = np.random.default_rng(4)
+    net = trained_a_little(network(kind, rng), rng, (4, 3, 32, 33))
+    parts = IntegerNetwork(quantize(net, [(normal(rng, (4, 3, 32, 33)).astype(np.float32), None)])).parts
+    pairs = [(part.a, part.y) for part in parts if isinstance(part, Join)]
+    pairs += [(part.b, part.y) for part in parts if isinstance(part, Join)]
+    pairs += [(part.x, part.y) for part in parts if isinstance(part, Mean)]
+    assert len(pairs) > 4
+    for before, behind in pairs:
+        factor = before.step / behind.step
+        assert abs(snapped(factor) / factor - 1) < 1e-15  # 2^-24 where nobody sees to it
+
+
 def test_eight_bits_say_nearly_what_floats_say():
     rng = np.random.default_rng(1)
     net = trained_a_little(network("by hand", rng), rng, (9, 3, 32, 33))
