@@ -16,7 +16,7 @@ acc fits into 32 bits and acc m into 64. From the pictures' grid to the logits n
 Source: Jacob et al. 2018, §2.2-2.4 (their m has 31 bits; with 24, a simulation in float64 can follow).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,8 @@ class Product(NamedTuple):
         elif self.path == "depthwise":
             acc = depthwise_forward(seen, weight, *self.geometry)
         else:
-            acc = grouped_forward(seen, weight, *self.geometry, self.groups)
+            options = *self.geometry, self.groups
+            acc = grouped_forward(seen, weight, *options)
         acc += self.bias[:, None, None, None]  # (INT.1)
         m, n = (values[:, None, None, None] for values in (self.m, self.n))
         return acc * m if self.y is None else on(rounded(acc * m, n), self.y)  # (INT.5), (INT.2)
@@ -152,9 +153,10 @@ def _parts(simulated):
     chain = [(name, layer) for name, layer in simulated.chain() if not isinstance(layer, Flatten)]
     if not chain or not isinstance(chain[0][1], Quantize):
         raise ValueError(f"IntegerNetwork: expected what quantize(…) makes, got {simulated.name}")
+    start: Any = chain[0][1].grid
     parts: list = []
-    grid, forks, at = chain[0][1].grid, [], 1
-    start = grid
+    forks: list = []
+    grid, at = start, 1
     while at < len(chain):
         name, layer = chain[at]
         if isinstance(layer, ShortcutMark) and layer.opens:
@@ -162,7 +164,7 @@ def _parts(simulated):
             parts.append(Fork())
             at += 1
             continue
-        after = chain[at + 1][1].grid if at + 1 < len(chain) else None
+        after: Any = chain[at + 1][1].grid if at + 1 < len(chain) else None
         if isinstance(layer, ShortcutMark):
             parts.append(Join(forks.pop(), grid, after))
         elif isinstance(layer, GlobalAvgPool2d):

@@ -9,6 +9,7 @@ step or so, and since m is odd (QUANT.6) none of them lies nearer than 2⁻³⁶
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from scratchnet.array import to_device
 from scratchnet.fused.inference import fold_batch_norm
@@ -20,7 +21,17 @@ from scratchnet.layers.pool import GlobalAvgPool2d
 from scratchnet.layers.shortcut import ShortcutMark
 from scratchnet.module import Module
 from scratchnet.parameter import add_gradients
-from scratchnet.quantized.scheme import LEVELS, QUANTIZE, grid_of, quantized, snapped, straight_through
+from scratchnet.quantized.scheme import (
+    LEVELS,
+    QUANTIZE,
+    Grid,
+    grid_of,
+    quantize_backward,
+    quantize_forward,
+    quantized,
+    snapped,
+    straight_through,
+)
 from scratchnet.sequential import Residual, Sequential
 
 GRID = "grid"  # a `Quantize` that takes no layer's place is called by the name of the layer before it, and this
@@ -40,8 +51,8 @@ class Quantize(Module):
 
     def __init__(self, low=-math.inf, high=math.inf):
         self.low, self.high = low, high
-        self.grid = grid_of(low, high) if math.isfinite(high - low) else None
-        self.seen = None
+        self.grid: Grid | None = grid_of(low, high) if math.isfinite(high - low) else None
+        self.seen: tuple | None = None
 
     @property
     def step(self):
@@ -62,13 +73,13 @@ class Quantize(Module):
             self.seen = min(self.seen[0], float(y.min())), max(self.seen[1], float(y.max()))
             return y
         self.step  # noqa: B018 (raises where there is none)
-        y, cache = QUANTIZE.forward(x, self.grid)
+        y, cache = quantize_forward(x, self.grid)
         self.save_cache(cache, y)
         return y
 
     def backward(self, dy):
         """Return dx, straight through."""
-        return QUANTIZE.backward(dy, self.take_cache(dy))
+        return quantize_backward(dy, self.take_cache(dy))
 
     def extra_repr(self):  # noqa: D102
         return "" if self.grid is None else f"step={self.grid.step:.6g}, zero={self.grid.zero}"
@@ -81,7 +92,9 @@ class _Rounded:
         grids: the `Quantize` before, and the one behind or None; a tuple, since they are no parts of the layer.
     """
 
-    grids: tuple = (None, None)
+    grids: Any = (None, None)
+    weight: Any
+    bias: Any
 
     def rounded(self):
         """ŵ and b̂."""
@@ -102,7 +115,8 @@ class QuantizedConv2d(_Rounded, Conv2d):
         if self.observing():
             return super().forward(x)
         self.check(x)
-        y, cache = conv2d_forward(x, *self.rounded(), *self.geometry, self.groups, self.path)
+        options = *self.geometry, self.groups, self.path
+        y, cache = conv2d_forward(x, *self.rounded(), *options)
         self.save_cache(cache, y)
         return y
 
@@ -187,21 +201,22 @@ def calibrate(prepared, batches):
     try:
         for x, _ in batches:
             prepared(to_device(x, "cpu"))
-        if grids[0].seen[0] > grids[0].seen[1]:
+        if grids[0].seen == (math.inf, -math.inf):
             raise ValueError("calibrate: no batch came, expected some pictures to see ranges in")
         for layer in grids:
             if not math.isfinite(layer.high):
-                layer.grid = grid_of(*layer.seen)
+                layer.grid = grid_of(*(layer.seen or (0, 0)))
     finally:
         for layer in grids:
             layer.seen = None
-    pass
+    _snap(prepared)
     return prepared
 
 
 def _snap(prepared):
     """Move steps until those of a shortcut and of a mean have quotients of the form (QUANT.6)."""
-    forks, here = [], None
+    forks: list = []
+    here: Any = None
     for (_, layer), (_, after) in pairwise(list(prepared.chain())):
         if isinstance(layer, Quantize):
             here = layer
