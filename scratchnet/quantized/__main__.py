@@ -1,8 +1,7 @@
 """`python -m scratchnet.quantized CHECKPOINT --data DIR`: what a trained MobileNetV2 loses in 8 bits.
 
 Ranges are seen in training pictures. The network is then tested as it was, on grids of 8 bits, after fine-tuning on them,
-and, on some of the test pictures, on whole numbers alone. Run it from the checkout: the network comes from `models/`.
-Exit code 2 where the checkpoint or the pictures cannot be had.
+and, on some of the test pictures, on whole numbers alone. Exit code 2 where the checkpoint or the pictures cannot be had.
 """
 
 import argparse
@@ -13,22 +12,24 @@ from pathlib import Path
 import numpy as np
 
 import scratchnet as sn
-from scratchnet.data.cifar10 import load_cifar10
 from scratchnet.data.files import DataError
-from scratchnet.program.flags import NORMALISE, flags_of
-from scratchnet.program.parser import UsageError
+from scratchnet.data.pictures import PictureError
+from scratchnet.data.readers import load_pictures
+from scratchnet.models import MobileNetV2
+from scratchnet.program.data import completed
 from scratchnet.quantized import IntegerNetwork, calibrate, quantize
+from scratchnet.training.archive import CheckpointError
 from scratchnet.training.batches import Batches, split
-from scratchnet.training.checkpoint import CheckpointError, load, part
 from scratchnet.training.schedule import cosine
-from scratchnet.training.trainer import train_step
+from scratchnet.training.step import train_step
+from scratchnet.weights import read
 
 
 def main(arguments=None):
     """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scratchnet.quantized", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="best.npz of train_cifar.py")
-    parser.add_argument("--data", required=True, help="CIFAR-10's folder or archive")
+    parser.add_argument("--data", required=True, help="its pictures, as train_cifar.py takes them")
     parser.add_argument("--pictures", type=int, default=1024, help="training pictures to see ranges in (default: 1024)")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning; 0 leaves it out (default: 1)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of fine-tuning, at first (default: 0.001)")
@@ -36,14 +37,15 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="of the order in fine-tuning (default: 0)")
     args = parser.parse_args(arguments)
     try:
-        model, flags = network_of(args.checkpoint)
-        train, test = load_cifar10(args.data)
-    except (CheckpointError, DataError) as error:
+        model, config = network_of(args.checkpoint)
+        train, test, _ = load_pictures(args.data, size=config["image_size"])
+        if len(test.classes) != model.num_classes:
+            raise DataError(f"{args.data} has {len(test.classes)} classes, and the network {model.num_classes}")
+    except (CheckpointError, DataError, PictureError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    train, _ = split(train, 0.1, flags["seed"])
-    mean, std = NORMALISE[flags["normalise"]]
-    options = {"seed": args.seed, "mean": mean, "std": std, "image_size": flags["image_size"]}
+    train, _ = split(train, 0.1, config["seed"])
+    options = {"seed": args.seed, **{name: config[name] for name in ("mean", "std", "image_size")}}
     tuning = Batches(train, 64, augment=True, drop_last=True, **options)
     testing = list(Batches(test, 250, shuffle=False, **options).epoch(0))
     seen = list(islice(Batches(train, 64, **options).epoch(0), -(-args.pictures // 64)))
@@ -54,19 +56,12 @@ def main(arguments=None):
 
 
 def network_of(path):
-    """(the tested weights' network, the flags of what it is and was fed with) of a checkpoint of train_cifar.py's."""
-    from models import MobileNetV2
-
-    arrays, header = load(path)
-    try:
-        flags = flags_of(header)
-        model = MobileNetV2(10, flags["width"], flags["variant"], 0.0, rng=np.random.default_rng(0))
-        weights = part(arrays, "average") or part(arrays, "model")
-        weights.pop("updates", None)
-        model.load_state_dict(weights)
-    except (UsageError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of train_cifar.py's: {error}") from None
-    return model.eval(), flags
+    """(network, the configuration that it was trained with) of a run's checkpoint."""
+    model = MobileNetV2.from_checkpoint(path)
+    config = completed(read(path).header.get("config"))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} says nothing of the pictures that it was trained on: expected a run's best.npz")
+    return model, config
 
 
 def measure(model, seen, tuning, testing, epochs, lr, integers):

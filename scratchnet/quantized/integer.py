@@ -22,9 +22,9 @@ import numpy as np
 
 from scratchnet.array import as_images, as_maps
 from scratchnet.layers.conv import Conv2d, depthwise_forward, grouped_forward, pointwise_forward
+from scratchnet.layers.join import Mark
 from scratchnet.layers.linear import Flatten
 from scratchnet.layers.pool import GlobalAvgPool2d
-from scratchnet.layers.shortcut import ShortcutMark
 from scratchnet.module import Module
 from scratchnet.quantized.scheme import LEVELS, Grid, bias_numbers, multiplier, row_numbers, row_steps
 from scratchnet.quantized.simulated import Quantize
@@ -159,13 +159,13 @@ def _parts(simulated):
     grid, at = start, 1
     while at < len(chain):
         name, layer = chain[at]
-        if isinstance(layer, ShortcutMark) and layer.opens:
+        if isinstance(layer, Mark) and layer.place == "open":
             forks.append(grid)
             parts.append(Fork())
             at += 1
             continue
         after: Any = chain[at + 1][1].grid if at + 1 < len(chain) else None
-        if isinstance(layer, ShortcutMark):
+        if isinstance(layer, Mark):
             parts.append(Join(forks.pop(), grid, after))
         elif isinstance(layer, GlobalAvgPool2d):
             parts.append(Mean(grid, after))

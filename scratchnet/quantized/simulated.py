@@ -12,13 +12,14 @@ from itertools import pairwise
 from typing import Any
 
 from scratchnet.array import to_device
+from scratchnet.branches import Branches, Residual
 from scratchnet.fused.inference import fold_batch_norm
 from scratchnet.layers.activation import ReLU, ReLU6
 from scratchnet.layers.conv import Conv2d, conv2d_backward, conv2d_forward
 from scratchnet.layers.dropout import Dropout
+from scratchnet.layers.join import Mark
 from scratchnet.layers.linear import Flatten, Linear, linear_backward, linear_forward
 from scratchnet.layers.pool import GlobalAvgPool2d
-from scratchnet.layers.shortcut import ShortcutMark
 from scratchnet.module import Module
 from scratchnet.parameter import add_gradients
 from scratchnet.quantized.scheme import (
@@ -32,7 +33,7 @@ from scratchnet.quantized.scheme import (
     snapped,
     straight_through,
 )
-from scratchnet.sequential import Residual, Sequential
+from scratchnet.sequential import Sequential
 
 GRID = "grid"  # a `Quantize` that takes no layer's place is called by the name of the layer before it, and this
 
@@ -220,9 +221,9 @@ def _snap(prepared):
     for (_, layer), (_, after) in pairwise(list(prepared.chain())):
         if isinstance(layer, Quantize):
             here = layer
-        elif isinstance(layer, ShortcutMark) and layer.opens:
+        elif isinstance(layer, Mark) and layer.place == "open":
             forks.append(here)
-        elif isinstance(layer, ShortcutMark):
+        elif isinstance(layer, Mark):
             first = forks.pop().step
             _set_step(after, first / snapped(first / after.step))
             _set_step(here, snapped(here.step / after.step) * after.step)
@@ -242,7 +243,9 @@ def _rebuilt(module, name, finished):
         made = object.__new__(QuantizedConv2d if type(module) is Conv2d else QuantizedLinear)
         vars(made).update(vars(module))
         return made
-    if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
+    branched = isinstance(module, Branches)
+    shortcut = isinstance(module, Residual) and not module.branches()[0] and not module.behind()
+    if isinstance(module, Sequential) and type(module).forward is Sequential.forward and shortcut == branched:
         children = {}
         for key, child in module.named_children():
             path = f"{name}.{key}" if name else key
@@ -251,7 +254,7 @@ def _rebuilt(module, name, finished):
             product = isinstance(child, (Conv2d, Linear, GlobalAvgPool2d)) and path not in finished
             if product or isinstance(child, Residual):
                 children[f"{key}_{GRID}"] = Quantize()
-        return (Residual if isinstance(module, Residual) else Sequential)(children)
+        return (Residual if shortcut else Sequential)(children)
     if type(module) in (GlobalAvgPool2d, Flatten):
         return module
     raise ValueError(f"{name} {module.name}: cannot be computed in {LEVELS.bit_length()} bits here")
