@@ -199,7 +199,7 @@ def test_two_runs_have_the_same_bits():
     assert all(first[1][name].tobytes() == second[1][name].tobytes() for name in first[1])
 
 
-def test_a_step_waits_for_nothing_and_copies_the_batch_alone(standin, capsys):
+def test_a_step_waits_for_nothing_and_copies_the_batch_alone(standin, gemm, capsys):
     counted = {}
     for fast in (False, True):
         sn.use_kernels(fast)
@@ -220,7 +220,7 @@ def test_a_step_waits_for_nothing_and_copies_the_batch_alone(standin, capsys):
         assert counts["to device"] == 2  # pictures and labels
         assert counts.get("to host", 0) == counts.get("copy", 0) == 0
     assert counted[True].get("batched", 0) == 0
-    assert counted[True]["launch"] < 460 < 4 * counted[True]["launch"] < counted[False]["launch"]
+    assert counted[True]["launch"] <= 450 < 4 * counted[True]["launch"] < counted[False]["launch"]
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,11 @@ def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilat
 
 def dense_norm_relu6_backward(dy, cache):
     """Five passes, then those of the convolution's own backward."""
-    x, weight, rows, saved, count, sizes = cache
-    dz, dgamma, dbeta = norm_gradient(dy.reshape(rows.shape), rows, *saved, count, clip=True)  # (STEM.4)-(STEM.6)
-    return *grouped_backward(dz.reshape(dy.shape), x, weight, *sizes, 1), dgamma, dbeta
+    x, weight, rows, (mean, inv_std, gamma, beta), count, (stride, padding, dilation) = cache
+    grad = dy.reshape(rows.shape)
+    dz, dgamma, dbeta = norm_gradient(grad, rows, mean, inv_std, gamma, beta, count, clip=True)  # (STEM.4)-(STEM.6)
+    dx, dweight = grouped_backward(dz.reshape(dy.shape), x, weight, stride, padding, dilation, 1)
+    return dx, dweight, dgamma, dbeta
 
 
 def _for_each_group(multiply, groups, *matrices):

@@ -40,9 +40,8 @@ def conv_norm_relu6_forward(x, weight, gamma, beta, eps):
     A covariance (FUSE.2) of numbers in 16 bits, or added up in float32, has too few digits to take a variance from that is
     small beside its entries. So the statistics are those of the stored numbers, as in PyTorch's mixed precision.
     """
-    mean, var, cache = _measured(x, weight, gamma, beta, eps)
-    _, _, z, saved, _ = cache
-    return as_images(normalise(z, *saved, clip=True), x), mean, var, cache  # (DWF.2)
+    z, mean, var, inv_std, cache = _measured(x, weight, gamma, beta, eps)
+    return as_images(normalise(z, mean, inv_std, gamma, beta, clip=True), x), mean, var, cache  # (DWF.2)
 
 
 def conv_norm_relu6_backward(dy, cache):
@@ -52,32 +51,31 @@ def conv_norm_relu6_backward(dy, cache):
 
 def project_forward(x, weight, gamma, beta, eps, shortcut=None):
     """A pass over x; over the narrow arrays four, and one for a shortcut."""
-    mean, var, cache = _measured(x, weight, gamma, beta, eps)
-    _, _, z, saved, _ = cache
+    z, mean, var, inv_std, cache = _measured(x, weight, gamma, beta, eps)
     if shortcut is None:
-        y = normalise(z, *saved, clip=False)
+        y = normalise(z, mean, inv_std, gamma, beta, clip=False)
     else:
-        y = normalise_and_add(z, *saved, as_matrix(shortcut))  # (PROJ.2)
+        y = normalise_and_add(z, mean, inv_std, gamma, beta, as_matrix(shortcut))  # (PROJ.2)
     return as_images(y, x), mean, var, cache
 
 
 def project_backward(dy, cache):
-    """Three passes over wide arrays, seven over narrow ones."""
+    """Two passes over wide arrays, seven over narrow ones."""
     return _backward(dy, cache, clip=False)
 
 
 def _measured(x, weight, gamma, beta, eps):
-    """Mean and variance of the convolution's output, and what is kept: x, W, the output, what `normalise` takes, its M."""
+    """The convolution's output, its mean, variance and 1/√(variance + eps), and the cache."""
     rows, matrix = as_matrix(x), stored_like(_matrix(weight), x)
     z = product(matrix, rows)  # (PROJ.1)
     mean, var, inv_std, count = row_statistics(z, eps)  # (DWF.1)
-    return mean, var, (rows, matrix, z, (mean, inv_std, gamma, beta), count)
+    return z, mean, var, inv_std, (rows, matrix, z, mean, inv_std, gamma, beta, count)
 
 
 def _backward(dy, cache, clip):
     """dx, dweight, dgamma and dbeta."""
-    rows, matrix, z, saved, count = cache
-    dz, dgamma, dbeta = norm_gradient(as_matrix(dy), z, *saved, count, clip)
+    rows, matrix, z, mean, inv_std, gamma, beta, count = cache
+    dz, dgamma, dbeta = norm_gradient(as_matrix(dy), z, mean, inv_std, gamma, beta, count, clip)
     dx, dweight = product(matrix.T, dz), product(dz, rows.T, dtype=sum_dtype(dz))  # (PROJ.3)
     return as_images(dx, dy), dweight.reshape(*matrix.shape, 1, 1), dgamma, dbeta
 
