@@ -98,9 +98,13 @@ def test_batch_norm(rng, channels, m, far):
     y, dx = np.zeros((2, channels, m), np.uint16)
     launch("normalise", (v, False), channels, x, mean, inv_std, weight, bias, y, m)
     within(y, want_y.T, 40)
+    added = np.zeros_like(y)
+    launch("normalise_and_add", (v,), channels, x, mean, inv_std, weight, bias, dy, added, m)  # rounded once
+    within(added, want_y.T + read(dy), 80)
     products, (dweight, dbias) = np.empty((channels, 2, 2), np.float32), np.empty((2, channels), np.float32)
     launch("row_products", (v, False), channels, dy, x, mean, inv_std, weight, bias, products, m)
-    launch("combine_products", (), channels, products, inv_std, dweight, dbias, 2, blocks=1)
+    others = np.empty((channels, 0), np.float32)
+    launch("combine_products", (), channels, products, inv_std, dweight, dbias, others, 2, 0, blocks=1)
     size = np.abs(read(dy)).sum(axis=1).max()
     np.testing.assert_allclose(dbias, want_dbias, rtol=0, atol=1e-5 * size)
     np.testing.assert_allclose(dweight, want_dweight, rtol=0, atol=1e-4 * size)
@@ -164,15 +168,14 @@ def test_the_front_of_a_block(rng, order, n, stride, wide):
     for rows in (parts, want_parts):  # the blocks share out the words otherwise: all together are the same
         rows[:, 0, 1] = (rows[:, :, 0] * rows[:, :, 1]).sum(axis=1) / rows[:, :, 0].sum(axis=1)
     np.testing.assert_allclose(parts[:, 0, 1], want_parts[:, 0, 1], rtol=1e-5, atol=1e-4)
-    g, dweight, products = np.zeros(wide_shape, np.uint16), np.empty((2, 2, 9), "f4"), np.empty((2, 2, 2), "f4")
-    want_g, want_dweight, want_products = (np.zeros(a.shape, np.float32) for a in (g, dweight, products))
+    g, sums_of_g = np.zeros(wide_shape, np.uint16), np.empty((2, 2, 2 + 9), np.float32)
+    want_g, want_sums = (np.zeros(a.shape, np.float32) for a in (g, sums_of_g))
     given_ = *per_channel[4:], *sums, *per_channel[:4], np.array([0, 1], np.int32), weight
-    launch("front_backward", template, 2, dy2, z2, z1, *given_, g, dweight, products, *sizes, order=order)
-    arrays = read(dy2), read(z2), read(z1), *given_, want_g, want_dweight, want_products
+    launch("front_backward", template, 2, dy2, z2, z1, *given_, g, sums_of_g, *sizes, order=order)
+    arrays = read(dy2), read(z2), read(z1), *given_, want_g, want_sums
     launch("front_backward", (1, stride), 2, *arrays, *sizes, dtype="float32")
     within(g, want_g, 100)
-    for got, want in ((dweight, want_dweight), (products, want_products)):
-        np.testing.assert_allclose(got.sum(axis=1), want.sum(axis=1), rtol=0, atol=1e-4 * dy2[0].size)
+    np.testing.assert_allclose(sums_of_g.sum(axis=1), want_sums.sum(axis=1), rtol=0, atol=1e-4 * dy2[0].size)
 
 
 # The layers, and training, on the stand-in ------------------------------------------------------------------------------

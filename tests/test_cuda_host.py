@@ -61,6 +61,13 @@ class Launcher:
     def empty(self, *shape):
         return np.full(shape, np.nan, self.dtype)
 
+    def products(self, parts, inv_std, dweight, dbias):
+        """The second pass over parts (C, blocks, 2 + k): dweight, dbias, and the other sums, which it returns."""
+        channels, count, width = parts.shape
+        others = self.empty(channels, width - 2)
+        self("combine_products", (), channels, parts, inv_std, dweight, dbias, others, count, width - 2, blocks=1)
+        return others
+
     def sums(self, parts):
         """The second pass over parts (C, blocks, …)."""
         out = self.empty(len(parts), *parts.shape[2:])
@@ -113,7 +120,7 @@ def test_batch_norm(run, rng, channels, m, wide, far):
     close(y.T, want_y, rtol)
     dweight, dbias = run.empty(2, channels)
     run("row_products", (v, False), channels, dy, x, mean, inv_std, weight, bias, parts, m)
-    run("combine_products", (), channels, parts, inv_std, dweight, dbias, run.blocks, blocks=1)
+    run.products(parts, inv_std, dweight, dbias)
     close(dbias, want_dbias, rtol, np.abs(dy).sum(axis=1).max())
     close(dweight, want_dweight, rtol, np.abs(dy).sum(axis=1).max() * 2)
     run("norm_gradient", (v, False), channels, dy, x, mean, inv_std, weight, bias, dweight, dbias, dx, m)
@@ -121,25 +128,28 @@ def test_batch_norm(run, rng, channels, m, wide, far):
 
 
 @given(launchers, rngs(), st.integers(1, 4), st.integers(2, 90), st.booleans())
-def test_batch_norm_with_relu6_behind_it(run, rng, channels, m, wide):
-    """The kernels with CLIP are batch norm and ReLU6; the mask of backward is that of forward, to the bit."""
-    x, dy = rng.standard_normal((2, channels, m)).astype(run.dtype)
+def test_batch_norm_and_what_is_behind_it(run, rng, channels, m, wide):
+    """With CLIP it is ReLU6, the mask of backward being that of forward, to the bit; or a shortcut ends there."""
+    x, dy, shortcut = rng.standard_normal((3, channels, m)).astype(run.dtype)
     weight, bias = rng.uniform(1, 4, channels).astype(run.dtype), rng.uniform(0, 6, channels).astype(run.dtype)
     v, rtol = word(run.dtype, m, wide), RTOL[run.dtype]
     mean, var, inv_std = statistics(run, x, v)
-    y, h, parts = run.empty(channels, m), run.empty(channels, m), run.empty(channels, run.blocks, 2)
+    y, dx, parts = run.empty(channels, m), run.empty(channels, m), run.empty(channels, run.blocks, 2)
     run("normalise", (v, True), channels, x, mean, inv_std, weight, bias, y, m)
     plain, _, _, cache = batch_norm_forward(*map(np.float64, (x.T, weight, bias)), EPS)
     close(y.T, relu6_forward(plain)[0], 4 * rtol, 6)
+    added = run.empty(channels, m)
+    run("normalise_and_add", (v,), channels, x, mean, inv_std, weight, bias, shortcut, added, m)
+    close(added, plain.T + shortcut, 4 * rtol, 6)
     inside = (y > 0) & (y < 6)
-    want_h, want_dweight, want_dbias = batch_norm_backward((dy * inside).T.astype(np.float64), cache)
+    want_dx, want_dweight, want_dbias = batch_norm_backward((dy * inside).T.astype(np.float64), cache)
     dweight, dbias = run.empty(2, channels)
     run("row_products", (v, True), channels, dy, x, mean, inv_std, weight, bias, parts, m)
-    run("combine_products", (), channels, parts, inv_std, dweight, dbias, run.blocks, blocks=1)
+    run.products(parts, inv_std, dweight, dbias)
     close(dbias, want_dbias, rtol, np.abs(dy).sum(axis=1).max())
     close(dweight, want_dweight, rtol, np.abs(dy).sum(axis=1).max() * 2)
-    run("norm_gradient", (v, True), channels, dy, x, mean, inv_std, weight, bias, dweight, dbias, h, m)
-    close(h * (weight * inv_std)[:, None], want_h.T, 10 * rtol, np.abs(dy).max() * np.abs(weight * inv_std).max())
+    run("norm_gradient", (v, True), channels, dy, x, mean, inv_std, weight, bias, dweight, dbias, dx, m)
+    close(dx, want_dx.T, 10 * rtol, np.abs(dy).max() * np.abs(weight * inv_std).max())
 
 
 @given(launchers, rngs(), st.integers(1, 3), st.integers(1, 150), st.integers(1, 11))
@@ -158,10 +168,12 @@ def test_sums_over_parts(run, rng, channels, parts, width):
     close(inv_std, 1 / np.sqrt(np.array([x.var() for x in every]) + EPS), 40 * RTOL[run.dtype])
     sums = rng.standard_normal((channels, parts, width)).astype(run.dtype)
     close(run.sums(sums), sums.astype(np.float64).sum(axis=1), RTOL[run.dtype], parts)
-    pairs, (dweight, dbias) = sums[:, :, :1].repeat(2, axis=2), run.empty(2, channels)
-    pairs[:, :, 1] *= 3
-    run("combine_products", (), channels, pairs, inv_std, dweight, dbias, parts, blocks=1)
-    want = pairs.astype(np.float64).sum(axis=1)
+    joined, (dweight, dbias) = (
+        np.concatenate([sums[:, :, :1], 3 * sums[:, :, :1], sums], axis=2),
+        run.empty(2, channels),
+    )
+    close(run.products(joined, inv_std, dweight, dbias), sums.astype(np.float64).sum(axis=1), RTOL[run.dtype], parts)
+    want = joined.astype(np.float64).sum(axis=1)
     close(dbias, want[:, 0], RTOL[run.dtype], parts)
     close(dweight, want[:, 1] * inv_std, RTOL[run.dtype], 3 * parts * inv_std.max())
 
@@ -309,17 +321,17 @@ def test_the_front_of_a_block(run, rng, size, n, channels, stride, rows, wide):
         dz2.T.reshape(z2.shape), *map(np.float64, (y1.reshape(z1.shape), weight)), *options
     )
     want_g = want_dy1.reshape(y1.shape) * ((y1 > 0) & (y1 < 6))
-    g, dweight, products = run.empty(*z1.shape), run.empty(channels, run.blocks, 9), run.empty(channels, run.blocks, 2)
+    g, parts = run.empty(*z1.shape), run.empty(channels, run.blocks, 2 + 9)
     sums = dgamma2.astype(run.dtype), dbeta2.astype(run.dtype)
     alike = rng.integers(0, 2, channels).astype(np.int32)
-    arrays = dy2, z2, z1, *second, *sums, *first, alike, weight, g, dweight, products
+    arrays = dy2, z2, z1, *second, *sums, *first, alike, weight, g, parts
     run("front_backward", (v, stride), channels, *arrays, *ints)
     steep = 10 * max(1, (gamma2 * inv_std2).max())
     factors = np.where(alike, 1, gamma1 * inv_std1.astype(np.float64))[:, None]
     close(g.reshape(y1.shape) / factors, want_g, rtol, 3 * steep)
-    close(run.sums(dweight).reshape(weight.shape), want_dweight, rtol, 6 * steep * z2[0].size)
     dgamma1, dbeta1 = run.empty(2, channels)
-    run("combine_products", (), channels, products, inv_std1, dgamma1, dbeta1, run.blocks, blocks=1)
+    dweight = run.products(parts, inv_std1, dgamma1, dbeta1)
+    close(dweight.reshape(weight.shape), want_dweight, rtol, 6 * steep * z2[0].size)
     close(dbeta1, want_g.sum(axis=1), rtol, 3 * steep * y1.shape[1])
     ahead = (wide_rows - mean1[:, None].astype(np.float64)) * inv_std1[:, None]
     close(dgamma1, (want_g * ahead).sum(axis=1), rtol, 9 * steep * y1.shape[1])
@@ -544,7 +556,7 @@ def test_global_pooling(run, rng, channels, pixels, n):
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 DEPTHWISE = Geometry(3, 1, 1, 3, (6, 5), (3, 3), (2, 3), (1, 2), (1, 2))
-NORM, CLIPPED = (test_batch_norm, (3, 70, False, 0.0)), (test_batch_norm_with_relu6_behind_it, (3, 70, False))
+NORM, CLIPPED = (test_batch_norm, (3, 70, False, 0.0)), (test_batch_norm_and_what_is_behind_it, (3, 70, False))
 CONVOLVED, ROWS = (test_depthwise_of_any_window, (DEPTHWISE, 33, 2)), (test_rectifiers_and_rows, (3, 72, True))
 SLID, HALF = ((test_depthwise_of_3x3, ((7, 5), 36, 2, s, (1, 2), 3, True)) for s in (1, 2))
 FRONT, PARTS = (test_the_front_of_a_block, ((7, 5), 36, 2, 1, 3, True)), (test_sums_over_parts, (2, 150, 9))
@@ -572,7 +584,13 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("norm", "tally.add(sum_t<T>(in.v[k]))", "tally.add(sum_t<T>(row[i * V + k + 1]))", NORM),
     ("norm", "h = g - through_mean -", "h = g -", NORM),
     ("norm", "g - through_mean - through_var * (value - m_c)", "g - through_mean", NORM),
-    ("norm", "out.v[k] = T(CLIP ? h : scale * h);", "out.v[k] = T(scale * h);", CLIPPED),
+    ("norm", "out.v[k] = T(scale * h);", "out.v[k] = T(CLIP ? h : scale * h);", CLIPPED),
+    ("norm", " + sum_t<T>(other.v[k]));", ");", CLIPPED),
+    ("norm", "pack<T, V>(shortcut + row_start(m), i)", "pack<T, V>(shortcut, i)", CLIPPED),
+    ("norm", "blocks * width) + b * width + k", "blocks * width) + b + k", PARTS),
+    ("norm", "if (threadIdx.x != 0) continue;", "", PARTS),
+    ("norm", "others[row_start(count) + k - 2]", "others[row_start(count) + k - 1]", PARTS),
+    ("norm", "dweight[c] = sums[0] * inv_std[c];", "dweight[c] = sums[0];", PARTS),
     ("common", "return CLIP && at_bound", "return !CLIP && at_bound", CLIPPED),
     ("rows", "b = threadIdx.x; b < blocks;", "b = threadIdx.x; b < blocks - 1;", CONVOLVED),
     ("rows", "b = threadIdx.x;", "b = threadIdx.x + 1;", PARTS),
@@ -584,7 +602,7 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("depthwise", "if (down < 0 || p * sh != down", "if (down < 0", CONVOLVED),
     ("depthwise", "if (column < 0 || column >= w) continue;", "if (column >= w) continue;", CONVOLVED),
     ("depthwise", "tap / kw * dh - ph, right = tap % kw", "tap % kw * dh - ph, right = tap / kw", CONVOLVED),
-    ("depthwise", "sums[9] = {}, pair", "sums[9], pair", FRONT),
+    ("depthwise", "sums[9] = {}, all", "sums[9], all", FRONT),
     ("depthwise", "p = first - (S == 1 ? 2 : 1)", "p = first - 1", SLID),
     ("depthwise", "if (p >= first) output", "if (p >= 0) output", SLID),
     ("depthwise", "if (j * S <= s)", "if (j < s)", SLID),
@@ -601,9 +619,9 @@ FAULTS = [  # (file, what stands there, what is put there instead, which test wi
     ("depthwise", " - through_mean - through_var", " - through_var", FRONT),
     ("depthwise", "through_clip<true>(v[k], z[k], m2", "through_clip<false>(v[k], z[k], m2", FRONT),
     ("depthwise", "through_clip<true>(v[k], z[k], m1", "through_clip<false>(v[k], z[k], m1", FRONT),
-    ("depthwise", "pair[1] += g * (z[k] - m1)", "pair[1] += g * z[k]", FRONT),
+    ("depthwise", "all[1] += g * (z[k] - m1)", "all[1] += g * z[k]", FRONT),
     ("depthwise", "factor = alike[c] ? A(1) : scale1", "factor = scale1", FRONT),
-    ("depthwise", "sums[k] *= scale2;", "sums[k] *= 1;", FRONT),
+    ("depthwise", "= scale2 * sums[k];", "= sums[k];", FRONT),
     ("depthwise", "taps[k] = scale2 * weight", "taps[k] = weight", FRONT),
     ("front", "(parts[3 * i] * parts[3 * i + 1])", "parts[3 * i + 1]", MEASURED),
     ("front", "own[i / blocks]", "own[i % blocks]", MEASURED),

@@ -1,7 +1,8 @@
 """Convolution with a dense kernel on the GPU: the pixels under each window, then one 2-D product a group, by cuBLAS.
 
 There is never more than a matrix here, which is what an activation is (array.py): cuBLAS takes it as it is, transposed
-ones too. `device.use_tf32` says how exact the products are. The classifier's products are at the end.
+ones too. `device.use_tf32` says how exact the products are. With batch norm and ReLU6 (fused/dense.py) their passes are
+those of norm.py. The classifier's products are at the end.
 """
 
 import math
@@ -10,6 +11,7 @@ from scratchnet.array import as_images, as_matrix
 from scratchnet.device import get_array_module
 from scratchnet.kernels.cuda.depthwise import geometry_of
 from scratchnet.kernels.cuda.launch import blocks, launch, sum_dtype
+from scratchnet.kernels.cuda.norm import norm_gradient, normalise, row_statistics
 from scratchnet.kernels.cuda.products import product
 from scratchnet.kernels.cuda.rows import stored_like
 
@@ -38,6 +40,25 @@ def grouped_backward(dy, x, weight, stride, padding, dilation, groups, wants_dwe
     dx = get_array_module(x).empty_like(x)
     launch("col2im", (), blocks(math.prod(x.shape[1:]), len(x)), dcols, dx, *geometry)
     return dx, dweight
+
+
+def dense_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, dilation):
+    """The convolution's output is made and kept; three passes over it."""
+    z = grouped_forward(x, weight, stride, padding, dilation, 1)  # (STEM.1)
+    rows = z.reshape(len(z), -1)
+    mean, var, inv_std, count = row_statistics(rows, eps)  # (STEM.2)
+    saved = mean, inv_std, gamma, beta
+    y = normalise(rows, *saved, clip=True)  # (STEM.3)
+    return y.reshape(z.shape), mean, var, (x, weight, rows, saved, count, (stride, padding, dilation))
+
+
+def dense_norm_relu6_backward(dy, cache):
+    """Five passes, then those of the convolution's own backward."""
+    x, weight, rows, (mean, inv_std, gamma, beta), count, (stride, padding, dilation) = cache
+    grad = dy.reshape(rows.shape)
+    dz, dgamma, dbeta = norm_gradient(grad, rows, mean, inv_std, gamma, beta, count, clip=True)  # (STEM.4)-(STEM.6)
+    dx, dweight = grouped_backward(dz.reshape(dy.shape), x, weight, stride, padding, dilation, 1)
+    return dx, dweight, dgamma, dbeta
 
 
 def _for_each_group(multiply, groups, *matrices):

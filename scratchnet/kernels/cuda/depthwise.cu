@@ -179,7 +179,7 @@ __global__ void front_forward(const T* z1, const sum_t<T>* mean, const sum_t<T>*
 }
 
 // Its backward down to the gradient g behind the expansion's ReLU6. h of (DWF.5) is made on the way in, from dy2 and z2, and
-// never stored. Parts (C, blocks, 9) of dweight, and (C, blocks, 2) of Σ g and Σ g · (z1 - mean). What is stored is scale1 · g;
+// never stored. Parts (C, blocks, 2 + 9): of Σ g and Σ g · (z1 - mean), then of dweight. What is stored is scale1 · g;
 // of rows that are alike it is g, from which another kernel takes more away: small numbers that are taken from a stored one
 // before it is multiplied are rounded now up, now down, but taken from one that stays as it is they would all be lost.
 template <class T, int V, int S>
@@ -187,8 +187,8 @@ __global__ void front_backward(const T* dy2, const T* z2, const T* z1, const sum
                                const sum_t<T>* gamma2, const sum_t<T>* beta2, const sum_t<T>* dgamma2,
                                const sum_t<T>* dbeta2, const sum_t<T>* mean1, const sum_t<T>* inv_std1,
                                const sum_t<T>* gamma1, const sum_t<T>* beta1, const int* alike,
-                               const sum_t<T>* weight, T* scaled, sum_t<T>* dweight, sum_t<T>* products, int h, int w, int n, int oh, int ow, int ph,
-                               int pw, int rows) {
+                               const sum_t<T>* weight, T* scaled, sum_t<T>* parts, int h, int w, int n, int oh, int ow,
+                               int ph, int pw, int rows) {
   using A = sum_t<T>;
   const int c = blockIdx.y, count = oh * ow * n;
   const T *grad = dy2 + row_start(count), *behind = z2 + row_start(count), *in = z1 + row_start(h * w * n);
@@ -196,7 +196,7 @@ __global__ void front_backward(const T* dy2, const T* z2, const T* z1, const sum
   const A m1 = mean1[c], scale1 = gamma1[c] * inv_std1[c], bias1 = beta1[c], factor = alike[c] ? A(1) : scale1;
   const A m2 = mean2[c], scale2 = gamma2[c] * inv_std2[c], bias2 = beta2[c];
   const A through_mean = dbeta2[c] / count, through_var = inv_std2[c] * dgamma2[c] / count;
-  A taps[9], sums[9] = {}, pair[2] = {};
+  A taps[9], sums[9] = {}, all[2 + 9] = {};
 #pragma unroll
   for (int k = 0; k < 9; ++k) taps[k] = scale2 * weight[c * 9 + k];
   slide_back<V, S>(
@@ -222,16 +222,15 @@ __global__ void front_backward(const T* dy2, const T* z2, const T* z1, const sum
 #pragma unroll
         for (int k = 0; k < V; ++k) {
           const A g = through_clip<true>(v[k], z[k], m1, scale1, bias1);  // (FRONT.3)
-          pair[0] += g;                                                   // (FRONT.4)
-          pair[1] += g * (z[k] - m1);
+          all[0] += g;                                                    // (FRONT.4)
+          all[1] += g * (z[k] - m1);
           kept[k] = factor * g;
         }
         store<T, V>(out, i, kept);
       });
 #pragma unroll
-  for (int k = 0; k < 9; ++k) sums[k] *= scale2;  // (DWF.6)
-  write_sums(sums, dweight);
-  write_sums(pair, products);
+  for (int k = 0; k < 9; ++k) all[2 + k] = scale2 * sums[k];  // (DWF.6)
+  write_sums(all, parts);
 }
 
 // Any window, stride and dilation ----------------------------------------------------------------------------------------

@@ -58,13 +58,11 @@ def depthwise_norm_relu6_forward(x, weight, gamma, beta, eps, stride, padding, d
 
 
 def depthwise_norm_relu6_backward(dy, cache):
-    """Eight passes: two sums, h, then dx and dweight; z and dy serve for the mask as well."""
+    """Eight passes: two sums, dz, then dx and dweight; z and dy serve for the mask as well."""
     x, weight, z, mean, inv_std, gamma, beta, count, sizes = cache
     grad, rows = dy.reshape(len(dy), -1), z.reshape(len(z), -1)
-    h, dgamma, dbeta = norm_gradient(grad, rows, mean, inv_std, gamma, beta, count, clip=True)  # (DWF.3)-(DWF.5)
-    a = (gamma * inv_std)[:, None, None, None]
-    dx, products = depthwise_backward(h.reshape(dy.shape), x, a * weight, *sizes)
-    return dx, a * products, dgamma, dbeta  # (DWF.6)
+    dz, dgamma, dbeta = norm_gradient(grad, rows, mean, inv_std, gamma, beta, count, clip=True)  # (DWF.3)-(DWF.5)
+    return *depthwise_backward(dz.reshape(dy.shape), x, weight, *sizes), dgamma, dbeta
 
 
 def _convolved(x, weight, stride, padding, dilation, moments):

@@ -42,7 +42,7 @@ from scratchnet.kernels.cuda.norm import (
     sums_of_all,
 )
 from scratchnet.kernels.cuda.products import product, why_eager
-from scratchnet.kernels.cuda.rows import row_sums_of, stored_like
+from scratchnet.kernels.cuda.rows import stored_like
 
 ALIKE = 1 / 4  # of what v₁ would be if the channels of x had nothing in common; below it z₁ is read
 ONES = 2  # rows
@@ -84,15 +84,14 @@ def front_backward(dy, cache):
     joined = xp.empty((len(z1) + extra, z1.shape[1]), z1.dtype)
     g = joined[: len(z1)]
     v, grid, threads, sizes = sliding(maps, out_shape, z1.reshape(maps), padding, grad, z2, z1, g)
-    weights, products = (xp.empty((len(z1), grid[0], k), sum_dtype(z1)) for k in (9, 2))
-    arrays = grad, z2, z1, *second, *sums2, *first, alike, weight2, g, weights, products
+    parts = xp.empty((len(z1), grid[0], 2 + 9), sum_dtype(z1))
+    arrays = grad, z2, z1, *second, *sums2, *first, alike, weight2, g, parts
     launch("front_backward", (v, stride[0]), grid, *arrays, *sizes, threads=threads)
-    dweight2 = row_sums_of(weights).reshape(weight2.shape)
-    dgamma1, dbeta1 = products_of(products, first[1])  # (FRONT.4)
+    dgamma1, dbeta1, dweight2 = products_of(parts, first[1])  # (FRONT.4), (DWF.6)
     sums1 = sums_of_all(dgamma1, dbeta1, z1.shape[1], count1)
     dx, dweight1 = expansion_gradient(joined, sums1, *expansion)
     dx, dweight1 = dx.reshape(len(rows), *maps[1:]), dweight1.reshape(*matrix.shape, 1, 1)
-    return dx, dweight1, dgamma1, dbeta1, dweight2, dgamma2, dbeta2
+    return dx, dweight1, dgamma1, dbeta1, dweight2.reshape(weight2.shape), dgamma2, dbeta2
 
 
 def expansion_statistics(z1, rows, matrix, eps):

@@ -42,7 +42,22 @@ __global__ void row_products(const T* dy, const T* x, const sum_t<T>* mean, cons
   write_sums(sums, parts);
 }
 
-// dx of batch norm (BN.7). With CLIP the factor weight · s is left out: the depthwise convolution in front takes it (DWF.5).
+// The same, and what comes through a shortcut, added before y is rounded.
+template <class T, int V>
+__global__ void normalise_and_add(const T* x, const sum_t<T>* mean, const sum_t<T>* inv_std, const sum_t<T>* weight,
+                                  const sum_t<T>* bias, const T* shortcut, T* y, int m) {
+  const int c = blockIdx.y;
+  const sum_t<T> m_c = mean[c], scale = weight[c] * inv_std[c], bias_c = bias[c];
+  for (int i = first_in_row(); i < m / V; i += row_stride()) {
+    Pack<T, V> p = pack<T, V>(x + row_start(m), i);
+    const Pack<T, V> other = pack<T, V>(shortcut + row_start(m), i);
+    for (int k = 0; k < V; ++k)
+      p.v[k] = T(affine(sum_t<T>(p.v[k]), m_c, scale, bias_c) + sum_t<T>(other.v[k]));  // (PROJ.2)
+    pack<T, V>(y + row_start(m), i) = p;
+  }
+}
+
+// dx of batch norm (BN.7), with CLIP from dy behind the mask (DWF.3).
 template <class T, int V, bool CLIP>
 __global__ void norm_gradient(const T* dy, const T* x, const sum_t<T>* mean, const sum_t<T>* inv_std,
                               const sum_t<T>* weight, const sum_t<T>* bias, const sum_t<T>* dweight,
@@ -56,8 +71,8 @@ __global__ void norm_gradient(const T* dy, const T* x, const sum_t<T>* mean, con
     for (int k = 0; k < V; ++k) {
       const sum_t<T> value = sum_t<T>(in.v[k]);
       const sum_t<T> g = through_clip<CLIP>(sum_t<T>(grad.v[k]), value, m_c, scale, bias_c);
-      const sum_t<T> h = g - through_mean - through_var * (value - m_c);
-      out.v[k] = T(CLIP ? h : scale * h);
+      const sum_t<T> h = g - through_mean - through_var * (value - m_c);  // (DWF.5)
+      out.v[k] = T(scale * h);
     }
     pack<T, V>(dx + row_start(m), i) = out;
   }
@@ -109,17 +124,18 @@ __global__ void combine_moments(const sum_t<T>* parts, sum_t<T>* mean, sum_t<T>*
   }
 }
 
-// dbias and dweight from parts (C, blocks, 2) of Σ g and Σ g · (x - mean).
+// dbias and dweight from parts (C, blocks, 2 + count) of Σ g and Σ g · (x - mean); and the sums (C, count) of the others.
 template <class T>
 __global__ void combine_products(const sum_t<T>* parts, const sum_t<T>* inv_std, sum_t<T>* dweight, sum_t<T>* dbias,
-                                 int blocks) {
-  const int c = blockIdx.y;
-  sum_t<T> sums[2] = {0, 0};
-  for (int b = threadIdx.x; b < blocks; b += blockDim.x)
-    for (int k = 0; k < 2; ++k) sums[k] += parts[2 * ((long long)c * blocks + b) + k];
-  sum_block(sums);
-  if (threadIdx.x == 0) {
-    dbias[c] = sums[0];                 // (BN.5), (DWF.4)
-    dweight[c] = sums[1] * inv_std[c];  // (BN.6), (DWF.4)
+                                 sum_t<T>* others, int blocks, int count) {
+  const int c = blockIdx.y, width = 2 + count;
+  for (int k = 0; k < width; ++k) {
+    sum_t<T> sums[1] = {0};
+    for (int b = threadIdx.x; b < blocks; b += blockDim.x) sums[0] += parts[row_start(blocks * width) + b * width + k];
+    sum_block(sums);
+    if (threadIdx.x != 0) continue;
+    if (k == 0) dbias[c] = sums[0];                      // (BN.5), (DWF.4)
+    else if (k == 1) dweight[c] = sums[0] * inv_std[c];  // (BN.6), (DWF.4)
+    else others[row_start(count) + k - 2] = sums[0];
   }
 }

@@ -93,6 +93,15 @@ def normalise(rows, mean, inv_std, weight, bias, clip):
     return y
 
 
+def normalise_and_add(rows, mean, inv_std, weight, bias, shortcut):
+    """Weight · (rows - mean) · inv_std + bias + shortcut."""
+    y = get_array_module(rows).empty_like(rows)
+    v = vector(rows.shape[1], rows, shortcut, y)
+    grid = blocks(rows.shape[1] // v, len(rows))
+    launch("normalise_and_add", (v,), grid, rows, mean, inv_std, weight, bias, shortcut, y, rows.shape[1])
+    return y
+
+
 def parameter_gradients(grad, rows, mean, inv_std, weight, bias, clip):
     """dweight and dbias of `normalise`."""
     channels, m = rows.shape
@@ -100,23 +109,22 @@ def parameter_gradients(grad, rows, mean, inv_std, weight, bias, clip):
     grid = reducing(m // v, channels)
     parts = get_array_module(grad).empty((channels, grid[0], 2), sum_dtype(rows))
     launch("row_products", (v, clip), grid, grad, rows, mean, inv_std, weight, bias, parts, m)
-    return products_of(parts, inv_std)
-
-
-def products_of(parts, inv_std):
-    """dweight and dbias from a kernel's parts (C, blocks, 2)."""
-    dweight, dbias = (get_array_module(parts).empty(len(parts), parts.dtype) for _ in range(2))
-    combine("combine_products", parts, inv_std, dweight, dbias, parts.shape[1])
+    dweight, dbias, _ = products_of(parts, inv_std)
     return dweight, dbias
 
 
-def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip, out=None):
-    """dx of `normalise` for statistics that follow x; with `clip`, dx without the factor weight · inv_std.
+def products_of(parts, inv_std):
+    """dweight and dbias from a kernel's parts (C, blocks, 2 + k), and the sums (C, k) of what is behind them."""
+    (channels, count, width), xp = parts.shape, get_array_module(parts)
+    sizes = channels, channels, (channels, width - 2)
+    dweight, dbias, others = (xp.empty(size, parts.dtype) for size in sizes)
+    combine("combine_products", parts, inv_std, dweight, dbias, others, count, width - 2)
+    return dweight, dbias, others
 
-    `out` is where it goes, and may be `grad`.
-    """
-    dx = get_array_module(grad).empty_like(rows) if out is None else out
-    m = rows.shape[1]
+
+def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip):
+    """dx of `normalise` for statistics that follow x."""
+    dx, m = get_array_module(grad).empty_like(rows), rows.shape[1]
     v = vector(m, grad, rows, dx)
     saved = mean, inv_std, weight, bias, dweight, dbias
     launch("norm_gradient", (v, clip), blocks(m // v, len(rows)), grad, rows, *saved, dx, m)
@@ -124,7 +132,7 @@ def rows_gradient(grad, rows, mean, inv_std, weight, bias, dweight, dbias, clip,
 
 
 def norm_gradient(grad, rows, mean, inv_std, weight, bias, count, clip):
-    """dx, dweight and dbias of `normalise`, dx as `rows_gradient` says."""
+    """dx, dweight and dbias of `normalise` for statistics that follow x."""
     saved = mean, inv_std, weight, bias
     dweight, dbias = parameter_gradients(grad, rows, *saved, clip)
     all_dweight, all_dbias = sums_of_all(dweight, dbias, rows.shape[1], count)
