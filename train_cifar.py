@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 import scratchnet as sn
-from models import MobileNetV2
+from models import MobileNetV2, ResNet
 from scratchnet import weights
 from scratchnet.data import imagenet, shapes
 from scratchnet.data.dataset import Dataset, fingerprint
@@ -229,8 +229,10 @@ def load_model(path, args, device):
 
 
 def make_model(args, rng, width, classes):
-    """MobileNetV2 for so many classes."""
+    """The network that the flags ask for, for so many classes."""
     residual = {"zero_init_residual": args.zero_init_residual}
+    if args.model != "mobilenetv2":
+        return ResNet(int(args.model.removeprefix("resnet")), classes, width, **residual, rng=rng)
     return MobileNetV2(classes, width, args.variant, args.dropout, **residual, rng=rng)
 
 

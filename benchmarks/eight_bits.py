@@ -13,11 +13,11 @@ import numpy as np
 
 import scratchnet as sn
 from models import MobileNetV2
-from scratchnet.data.cifar10 import load_cifar10
+from scratchnet.data.cifar10 import MEAN, STD, load_cifar10
 from scratchnet.quantized.__main__ import measure
 from scratchnet.training.batches import Batches, split
 from scratchnet.training.schedule import one_cycle
-from scratchnet.training.trainer import train_step
+from scratchnet.training.step import train_step
 
 
 def with_relu(model):
@@ -53,14 +53,15 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print("eight_bits:", ", ".join(f"{name} {value}" for name, value in vars(args).items() if name != "data"))
+    normal = {"mean": MEAN, "std": STD}
     data, test = load_cifar10(args.data)
     data, _ = split(data, 0.1, args.seed)
-    testing = list(Batches(test, 250, seed=0, shuffle=False).epoch(0))
-    seen = list(islice(Batches(data, 64, seed=0).epoch(0), 16))
+    testing = list(Batches(test, 250, seed=0, shuffle=False, **normal).epoch(0))
+    seen = list(islice(Batches(data, 64, seed=0, **normal).epoch(0), 16))
     for name, change in (("ReLU6", lambda model: model), ("ReLU", with_relu)):
         rng = np.random.default_rng(args.seed)
         model = change(MobileNetV2(10, args.width, dropout=0.0, zero_init_residual=True, rng=rng))
-        batches = Batches(data, 64, seed=args.seed, augment=True, alternate=True, drop_last=True)
+        batches = Batches(data, 64, seed=args.seed, augment=True, alternate=True, drop_last=True, **normal)
         print(name)
         train(model, batches, args.epochs, args.lr)
         print(f"  {'':<32}  pictures    loss  accuracy  as float32")

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from scratchnet.models import MobileNetV2
+from scratchnet.models import from_checkpoint
 from scratchnet.onnx.export import export
 from scratchnet.training.archive import CheckpointError
 from scratchnet.weights import read
@@ -20,13 +20,13 @@ RTOL = 1e-5  # of the largest logit
 def main(arguments=None):
     """Write the file and say what was checked; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scratchnet.onnx", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="a file that MobileNetV2.from_checkpoint reads")
+    parser.add_argument("checkpoint", help="a file of a MobileNetV2 or a ResNet")
     parser.add_argument("out", help="the ONNX file to write")
     parser.add_argument("--size", type=int, help="side of the pictures (default: the checkpoint's, else 224)")
     parser.add_argument("--no-fold", action="store_true", help="leave batch norm beside the convolutions")
     args = parser.parse_args(arguments)
     try:
-        model = MobileNetV2.from_checkpoint(args.checkpoint)
+        model = from_checkpoint(args.checkpoint)
         config = read(args.checkpoint).header.get("config", {})
         shape = (3, *[args.size or config.get("image_size", 224)] * 2)
         model = model if args.no_fold else model.fold_batch_norm()

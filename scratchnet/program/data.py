@@ -98,6 +98,7 @@ def completed(config):
     """A checkpoint's configuration with the fields of `FED` that older ones do not have; any value may be in it."""
     if not isinstance(config, dict):
         return config
+    config = {"model": "mobilenetv2"} | config
     data, normalise = config.get("data"), config.get("normalise")
     if isinstance(normalise, str) and normalise in NORMALISE:
         mean, std = NORMALISE[normalise]

@@ -14,6 +14,7 @@ from scratchnet.program.parser import Formatter, Parser, UsageError, did_you_mea
 from scratchnet.training import schedule
 
 VARIANTS = ("imagenet", "cifar", "blog")
+MODELS = ("mobilenetv2", *(f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 50, 56, 101)))
 OPTIMIZERS = ("sgd", "adam", "adamw")
 NORMALISE = {  # mean and std of each channel; "data" takes those of the training pictures
     "cifar": (cifar10.MEAN, cifar10.STD),
@@ -29,6 +30,9 @@ PRESETS: dict[str, dict] = {
     "best": {
         "epochs": 20, "dropout": 0.0, "augment": "crop-alternate", "zero_init_residual": True, "flip_test": True,
     },
+    "resnet20": {
+        "model": "resnet20", "width": 1.0, "epochs": 20, "batch_size": 128, "weight_decay": 1e-4, "label_smoothing": 0.0,
+    },
     "gpu": {
         "epochs": 100, "batch_size": 512, "lr": 0.4, "width": 1.0, "precision": "bf16", "dropout": 0.0,
         "augment": "crop-alternate", "zero_init_residual": True, "flip_test": True,
@@ -38,6 +42,7 @@ ABOUT = {
     "quick": "a few epochs, to see it learn; sets nothing",
     "blog": "the recipe of the blog post that this project implements",
     "best": "what gives the most in 20 epochs of width 0.5",
+    "resnet20": "ResNet-20; the paper trains it for 182 epochs, in steps of the rate",
     "gpu": "a recipe for a card; a trial on an H100, 2026-11-24, had 0.9092 on a JPEG copy",
 }
 # Flags that may differ between a run and its resumption: they change where it runs and what it says, not what it computes.
@@ -57,6 +62,8 @@ IDLE = (
     ("crop_padding", "augment", ("none",)),
     ("momentum", "optimizer", ("adam", "adamw")),
     ("dropout", "variant", ("blog",)),
+    ("variant", "model", MODELS[1:]),
+    ("dropout", "model", MODELS[1:]),
 )
 
 
@@ -98,6 +105,7 @@ def make_parser(description):
     )  # fmt: skip
     add("--crop-padding", "pixels of padding that a random crop is taken from", type=whole(0, 31), default=4)
     add = group("network")
+    add("--model", "which network", choices=MODELS, default="mobilenetv2")
     add("--variant", "which MobileNetV2", choices=VARIANTS, default="cifar")
     add("--width", "factor on the channel counts", type=real("(0, 100]"), default=0.5)
     add("--dropout", "probability before the classifier (the blog variant has none)", type=real("[0, 1)"), default=0.2)
@@ -202,15 +210,22 @@ def parse(arguments, description):
     return args
 
 
+def network_title(args):
+    """What the network is, in words."""
+    if args.model == "mobilenetv2":
+        return f"MobileNetV2 {args.variant}, width {args.width}"
+    return f"ResNet-{args.model.removeprefix('resnet')}, width {args.width}"
+
+
 def flags_of(header):
     """The flags in a checkpoint's header that say what the network is and was fed with, checked as typed ones are.
 
     Raises:
         UsageError: something that a run's header has is missing, or no flag could have set it.
     """
-    names = ("variant", "width", "dropout", "image_size", "normalise", "seed")
+    names = ("model", "variant", "width", "dropout", "image_size", "normalise", "seed")
     try:
-        config, epoch = header["config"], header["epoch"]
+        config, epoch = {"model": "mobilenetv2"} | header["config"], header["epoch"]
         texts = {"title": config["title"], "name": config["data"]["name"], "sha256": config["data"]["sha256"]}
         typed = [f"{_flag(name)}={config[name]}" for name in names]
     except (KeyError, TypeError) as error:

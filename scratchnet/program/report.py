@@ -5,6 +5,7 @@ import numpy as np
 import scratchnet as sn
 from scratchnet.kernels import compiled
 from scratchnet.parallel import ranks
+from scratchnet.program.flags import network_title
 from scratchnet.trace import table, trace, trace_step
 from scratchnet.training.atomic import write_json
 from scratchnet.training.evaluation import confusion_lines, draw_confusion
@@ -24,7 +25,7 @@ def say_header(trainer, args, data, test, source):
     say(f"          normalised by {_numbers(args)}")
     some = ", ".join(data.classes[:12]) + (", …" if len(data.classes) > 12 else "")
     say(f"          {len(data.classes)} classes: {some}")
-    say(f"network   MobileNetV2 {args.variant}, width {args.width}, {parameters:,} parameters")
+    say(f"network   {network_title(args)}, {parameters:,} parameters")
     say(f"          {macs / 1e6:.1f} million multiply-adds a picture")
     say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
     say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")

@@ -4,7 +4,7 @@ import re
 
 from scratchnet.parallel import ranks
 from scratchnet.program.data import FED, completed
-from scratchnet.program.flags import NORMALISE, VARIANTS, UsageError
+from scratchnet.program.flags import MODELS, NORMALISE, VARIANTS, UsageError
 from scratchnet.training.atomic import atomic_file, read_regular
 from scratchnet.training.checkpoint import CheckpointError, load_latest, part
 from scratchnet.training.schema import SHA256, TEXT, Kind, check, number, one_of, whole
@@ -15,11 +15,12 @@ LENGTH = (
 )
 # What is believed of a checkpoint's configuration: what a network is built and fed by.
 CONFIG = {
+    "model": one_of(*MODELS),
     "variant": one_of(*VARIANTS), "width": number(1e-9, 1e6), "dropout": number(0, 1), "image_size": whole(1, 2**14),
     "normalise": one_of(*NORMALISE, "data"), "seed": whole(0, 2**128), "batch_size": whole(1), "title": TEXT,
     **FED, "data": {"name": TEXT, "sha256": SHA256} | FED["data"],
 }  # fmt: skip
-LAST_CONVOLUTION = 320 * 1280  # weights of MobileNetV2's largest layer at width 1; they grow with the width's square
+SMALLEST = 270_000  # weights of the smallest network at width 1, ResNet-20; they grow with the width's square
 NEWER = {"ranks": 1, "local_batch_norm": False}  # fields that older configurations do not have
 CHANGES = Kind(
     "a list of changes", lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value)
@@ -35,7 +36,7 @@ def check_config(path, arrays, header):
     """
     check(header, {"epoch": whole(), "config": CONFIG}, f"the header of {path}")
     width, values = header["config"]["width"], sum(array.size for array in part(arrays, "model").values())
-    least = int(0.8 * LAST_CONVOLUTION * width**2)  # channels are rounded, but by less than that
+    least = int(0.8 * SMALLEST * width**2)  # channels are rounded, but by less than that
     if width > 1 and values < least:
         raise CheckpointError(f"{path} holds {values:,} numbers, but a network of width {width:g} has over {least:,}")
 

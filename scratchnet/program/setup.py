@@ -10,7 +10,7 @@ from scratchnet import kernels
 from scratchnet.device import bfloat16_dtype, use_tf32
 from scratchnet.parallel import ranks
 from scratchnet.program.data import describe
-from scratchnet.program.flags import FREE
+from scratchnet.program.flags import FREE, network_title
 from scratchnet.program.launch import run_as_ranks, sensible_ranks
 from scratchnet.program.memory import room, too_large
 from scratchnet.program.parser import UsageError
@@ -151,7 +151,7 @@ def make_config(args, dataset):
     config["data"] = describe(dataset)
     config["ranks"] = ranks.size  # sums of several parts are rounded in another way too
     config["kernels"] = kernels.enabled()  # compiled ones round in another way than NumPy's
-    config["title"] = f"MobileNetV2 {args.variant}, width {args.width}, on {dataset.name}, seed {args.seed}"
+    config["title"] = f"{network_title(args)}, on {dataset.name}, seed {args.seed}"
     return config
 
 

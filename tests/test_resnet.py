@@ -1,0 +1,262 @@
+"""ResNets and U-Net: equal to PyTorch, logits, loss, gradients and running statistics; names and files; the program."""
+
+import json
+
+import numpy as np
+import pytest
+from device import on_a_few_shapes
+from strategies import normal
+
+import scratchnet as sn
+from models import MobileNetV2, ResNet, UNet, resnet
+from scratchnet.models import from_checkpoint
+from scratchnet.program.flags import MODELS
+from scratchnet.training.archive import CheckpointError
+
+# PyTorch's -----------------------------------------------------------------------------------------------------------
+
+
+def torch_resnet(torch, shape, classes, width):
+    """The same written in PyTorch, with torchvision's names."""
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, channels, inner, stride):
+            super().__init__()
+            out = inner * (4 if shape.bottleneck else 1)
+            convs = [(channels, inner, 1, 1, 0), (inner, inner, 3, stride, 1), (inner, out, 1, 1, 0)]
+            if not shape.bottleneck:
+                convs = [(channels, inner, 3, stride, 1), (inner, inner, 3, 1, 1)]
+            self.count = len(convs)
+            for k, sizes in enumerate(convs, 1):
+                setattr(self, f"conv{k}", nn.Conv2d(*sizes, bias=False))
+                setattr(self, f"bn{k}", nn.BatchNorm2d(sizes[1]))
+            self.downsample = None
+            if stride != 1 or channels != out:
+                self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+        def forward(self, x):
+            y = x
+            for k in range(1, self.count + 1):
+                y = getattr(self, f"bn{k}")(getattr(self, f"conv{k}")(y))
+                y = torch.relu(y) if k < self.count else y
+            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            channels = round(shape.channels * width)
+            stem = (7, 2, 3) if shape.large else (3, 1, 1)
+            self.conv1, self.bn1 = nn.Conv2d(3, channels, *stem, bias=False), nn.BatchNorm2d(channels)
+            for stage, count in enumerate(shape.blocks):
+                inner, blocks = round(shape.channels * 2**stage * width), []
+                for k in range(count):
+                    blocks.append(Block(channels, inner, 2 if stage and not k else 1))
+                    channels = inner * (4 if shape.bottleneck else 1)
+                setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+            self.fc = nn.Linear(channels, classes)
+
+        def forward(self, x):
+            x = torch.relu(self.bn1(self.conv1(x)))
+            x = nn.functional.max_pool2d(x, 3, 2, 1) if shape.large else x
+            for stage in range(len(shape.blocks)):
+                x = getattr(self, f"layer{stage + 1}")(x)
+            return self.fc(x.mean(dim=(2, 3)))
+
+    return Net().double()
+
+
+def torch_unet(torch, ins, outs, channels, levels):
+    nn = torch.nn
+
+    def double(a, b):
+        return nn.Sequential(
+            nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
+            nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
+        )  # fmt: skip
+
+    class Level(nn.Module):
+        def __init__(self, c, levels):
+            super().__init__()
+            self.joined, below = nn.Module(), nn.Module()
+            self.joined.below, below.down = below, double(c, 2 * c)
+            below.level = Level(2 * c, levels - 1) if levels > 1 else None
+            below.up = nn.ConvTranspose2d(2 * c, c, 2, 2)
+            self.convs = double(2 * c, c)
+
+        def forward(self, x):
+            below = self.joined.below
+            y = below.down(nn.functional.max_pool2d(x, 2))
+            y = y if below.level is None else below.level(y)
+            return self.convs(torch.cat([x, below.up(y)], 1))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.level = double(ins, channels), Level(channels, levels)
+            self.last = nn.Conv2d(channels, outs, 1)
+
+        def forward(self, x):
+            return self.last(self.level(self.first(x)))
+
+    return Net().double()
+
+
+def held_to_torch(torch, ours, theirs, shape):
+    """One step in float64 from the same drawn state: everything to 1e-9 of each array's largest number."""
+    rng = np.random.default_rng(3)
+    for name, value in ours.state_dict().items():
+        if "tracked" not in name:
+            value[...] = rng.uniform(0.5, 1.5, value.shape) if value.ndim == 1 else rng.normal(0, 0.3, value.shape)
+    state = {key: torch.tensor(value) for key, value in ours.state_dict().items()}
+    assert set(state) == set(theirs.state_dict())
+    theirs.load_state_dict(state)
+    x = normal(rng, shape)
+    for mode in (True, False):
+        ours.train(mode) if mode else ours.eval(save=True)
+        theirs.train(mode)
+        ours.zero_grad(), theirs.zero_grad()
+        seen = torch.tensor(x, requires_grad=True)
+        y, want = ours(x), theirs(seen)
+        dy = normal(rng, y.shape)
+        dx = ours.backward(dy)
+        want.backward(torch.tensor(dy))
+        pairs = {"y": (y, want), "dx": (dx, seen.grad)}
+        pairs |= {name: (p.grad, dict(theirs.named_parameters())[name].grad) for name, p in ours.named_parameters()}
+        pairs |= {name: (value, theirs.state_dict()[name]) for name, value in ours.state_dict().items()}
+        for name, (got, right) in pairs.items():
+            right = right.detach().numpy()
+            floor = max(np.abs(right).max(), 1e-6)
+            assert np.abs(got - right).max() <= 1e-9 * floor, (name, mode)
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "side"), [(18, 0.07, 65), (34, 0.04, 64), (50, 0.05, 64), (20, 0.3, 17), (32, 0.2, 16)]
+)
+def test_a_resnet_is_pytorchs(depth, width, side):
+    torch = pytest.importorskip("torch")
+    ours = ResNet(depth, 7, width, dtype=np.float64, rng=np.random.default_rng(0))
+    held_to_torch(torch, ours, torch_resnet(torch, resnet.DEPTHS[depth], 7, width), (3, 3, side, side + 2))
+
+
+def test_a_unet_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    ours = UNet(3, 2, 4, 2, dtype=np.float64, rng=np.random.default_rng(0))
+    held_to_torch(torch, ours, torch_unet(torch, 3, 2, 4, 2), (3, 3, 8, 12))
+
+
+# Ours ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda **f64: ResNet(20, 5, 0.25, **f64), (3, 3, 8, 12)),
+        (lambda **f64: ResNet(50, 5, 0.05, **f64), (3, 3, 32, 40)),
+        (lambda **f64: UNet(3, 2, 3, 2, **f64), (3, 3, 8, 12)),
+    ],
+    ids=["ResNet-20", "ResNet-50", "U-Net"],
+)
+def test_gradients_equal_the_complex_step(make, shape, mode):
+    rng = np.random.default_rng(5)
+    network = make(dtype=np.float64, rng=rng)
+    network(rng.standard_normal(shape))
+    network.train() if mode == "train" else network.eval()
+    report = sn.gradcheck(network, rng.standard_normal(shape), rng=rng, rtol=1e-10, samples=1)
+    assert report.rows[-1].name == "adjoint test" and report.rows[-1].error <= 1e-9
+
+
+def test_numbers_of_parameters_are_torchvisions_and_the_papers():
+    counts = {18: 11_689_512, 50: 25_557_032}
+    for depth, count in counts.items():
+        assert ResNet(depth).num_parameters() == count
+    assert ResNet(20, 10).num_parameters() == 272_474  # the paper's 0.27 million, and 2,752 of shortcuts
+
+
+def test_folding_plan_and_the_first_state_of_shortcuts():
+    rng = np.random.default_rng(1)
+    network = ResNet(20, 10, 0.5, zero_init_residual=True, rng=rng)
+    zero = [
+        name for name, p in network.named_parameters() if p.data.ndim == 1 and not p.data.any() and "weight" in name
+    ]
+    assert zero == [f"layer{k}.{b}.bn2.weight" for k in (1, 2, 3) for b in range(3)]
+    x = normal(rng, (2, 3, 16, 16)).astype(np.float32)
+    for _ in range(3):
+        network(x)
+    want = network.eval()(x)
+    folded = network.fold_batch_norm()
+    assert not any(isinstance(module, sn.BatchNorm2d) for _, module in folded.named_modules())
+    np.testing.assert_allclose(folded(x), want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert str(sn.plan(network)).count("Residual") == 9 * 2 + 2  # both ends of each, and two turns
+
+
+@pytest.mark.parametrize("name", ["net.npz", "net.safetensors"])
+@pytest.mark.parametrize(("depth", "width"), [(20, 1.0), (32, 0.3), (18, 0.1), (50, 0.07)])
+def test_a_file_says_which_resnet_it_holds(depth, width, name, tmp_path):
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+    network = ResNet(depth, 7, width, rng=np.random.default_rng(2))
+    sn.save(tmp_path / name, network)
+    for again in (ResNet.from_checkpoint(tmp_path / name), from_checkpoint(tmp_path / name)):
+        assert type(again) is ResNet and (again.depth, again.num_classes) == (depth, 7) and not again.training
+        for key, value in network.state_dict().items():
+            np.testing.assert_array_equal(again.state_dict()[key], value)
+    with pytest.raises(CheckpointError, match="holds no such network"):
+        MobileNetV2.from_checkpoint(tmp_path / name)
+
+
+def test_what_is_no_resnet_is_refused(tmp_path):
+    sn.save(tmp_path / "m.npz", MobileNetV2(10, 0.1))
+    with pytest.raises(CheckpointError, match=r"m\.npz holds no such network: it holds a MobileNetV2, no ResNet"):
+        ResNet.from_checkpoint(tmp_path / "m.npz")
+    state = ResNet(20, 7, 0.2).state_dict()
+    for change, message in (
+        ({"fc.weight": np.zeros((7, 99), np.float32)}, "its stem has 3 channels, its classifier 99"),
+        ({"layer3.3.conv2.weight": np.zeros((2, 2, 3, 3), np.float32)}, r"it has \[3, 3, 4, 0\] blocks"),
+    ):
+        sn.save(tmp_path / "r.npz", state | change)
+        with pytest.raises(CheckpointError, match=message):
+            ResNet.from_checkpoint(tmp_path / "r.npz")
+    for depth in (19, 0, "50"):
+        with pytest.raises(ValueError, match="ResNet: depth must be one of 18, 34, 50, 101, 20, 32, 44, 56, got"):
+            ResNet(depth)
+    with pytest.raises(ValueError, match="UNet: levels must be at least 1, got 0"):
+        UNet(levels=0)
+
+
+# The program -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_depth_can_be_asked_for():
+    assert sorted(MODELS[1:]) == sorted(f"resnet{depth}" for depth in resnet.DEPTHS)
+
+
+def test_the_program_trains_goes_on_with_and_tests_a_resnet(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = (
+        "--model",
+        "resnet20",
+        "--width",
+        "0.2",
+        "--batch-size",
+        "6",
+        "--lr",
+        "1e-3",
+        "--ranks",
+        "1",
+        "--out",
+        str(out),
+    )
+    assert on_a_few_shapes(*flags, "--epochs", "2") == 0
+    said = capsys.readouterr().out
+    assert "network   ResNet-20, width 0.2" in said and "MobileNetV2" not in said
+    config = json.loads((out / "config.json").read_text())
+    assert config["model"] == "resnet20" and config["title"].startswith("ResNet-20, width 0.2, on ")
+    assert on_a_few_shapes("--eval", str(out / "best.npz"), "--ranks", "1") == 0
+    assert on_a_few_shapes(*flags, "--epochs", "2", "--resume") == 0
+    network = from_checkpoint(out / "best.npz")
+    assert (network.depth, network.num_classes) == (20, 10)
+    for idle in (("--variant", "blog"), ("--dropout", "0.3")):
+        assert on_a_few_shapes(*flags, *idle) == 2
+        assert f"{idle[0]} does nothing with --model resnet20" in capsys.readouterr().err
