@@ -155,10 +155,10 @@ def spies(*names):
     ],
 )
 def test_nothing_is_computed_below_the_lowest_that_is_trained(trained, called):
-    """Of a chain; and of one whose b and c have a shortcut around them."""
-    for shortcut in (False, True):
+    """Of a chain; of one whose b and c have a shortcut around them; of one whose b and c are branches."""
+    for container in (sn.Sequential, sn.Residual, sn.Add):
         calls, (a, b, c, d) = spies(*"abcd")
-        net = sn.Sequential(a, sn.Residual(b, c), d) if shortcut else sn.Sequential(a, b, c, d)
+        net = sn.Sequential(a, container(b, c), d)
         for layer in (a, b, c, d):
             layer.requires_grad_(layer.title in trained)
         x = picture()
@@ -167,7 +167,8 @@ def test_nothing_is_computed_below_the_lowest_that_is_trained(trained, called):
         assert "".join(calls) == called
         assert (dx is None) == (trained not in ("abcd", ""))
         forks = [step for step in net._plan.steps if isinstance(step, Fork)]
-        assert all(fork.kept is None for fork in forks) and len(forks) == 2 * shortcut
+        assert len(forks) == (container is not sn.Sequential)
+        assert all((fork._x, fork._kept, fork._total) == (None, {}, None) for fork in forks)
         assert all(layer._cache is None for layer in (a, b, c, d)), "what no backward comes for is let go"
         with pytest.raises(RuntimeError, match="nothing saved for backward"):
             net.backward(y)
@@ -362,6 +363,24 @@ def test_a_convolution_computes_what_is_wanted(kind, frozen, which, monkeypatch)
     for parameter, gradient in zip((layer.weight, layer.bias), want[1:], strict=True):
         expected = gradient if parameter.requires_grad else 0 * gradient
         np.testing.assert_allclose(parameter.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_transposed_convolution_computes_no_gradient_of_what_is_frozen(frozen):
+    rng = np.random.default_rng(0)
+    layer, x = sn.ConvTranspose2d(4, 6, 3, 2, dtype=np.float64, rng=rng), normal(rng, (2, 4, 3, 5))
+    dy = normal(rng, layer(x).shape)
+    want = layer.backward(dy)
+    grads = layer.weight.grad.copy(), layer.bias.grad.copy()
+    layer.zero_grad()
+    getattr(layer, frozen).requires_grad = False
+    layer(x)
+    maps = layer._cache[0][0]
+    if frozen == "weight":
+        maps[...] = np.nan  # which only the weight's gradient reads
+    np.testing.assert_array_equal(layer.backward(dy), want)
+    for name, gradient in zip(("weight", "bias"), grads, strict=True):
+        np.testing.assert_array_equal(getattr(layer, name).grad, 0 * gradient if name == frozen else gradient)
 
 
 @pytest.mark.parametrize("which", KERNELS)

@@ -29,7 +29,7 @@ from scratchnet.device import get_array_module
 from scratchnet.layers.conv import im2col
 from scratchnet.layers.init import he_normal
 from scratchnet.module import Module, Parameter
-from scratchnet.parameter import add_gradients
+from scratchnet.parameter import add_gradients, is_trained
 from scratchnet.windows import add_col2im, is_count, pair
 
 
@@ -58,16 +58,22 @@ def conv_transpose2d_forward(x, weight, bias, stride, padding, output_padding, d
     return as_images(y), (maps, weight, bias is not None, stride, padding, dilation, groups)
 
 
-def conv_transpose2d_backward(dy, cache):
-    """Gradients of `conv_transpose2d_forward`: dx (N, C, H, W), dweight like weight, dbias (O,) or None."""
+def conv_transpose2d_backward(dy, cache, wants=(True, True)):
+    """Gradients of `conv_transpose2d_forward`: dx (N, C, H, W), dweight like weight, dbias (O,) or None.
+
+    None too where `wants` says that the weight's or the bias's is not wanted.
+    """
     maps, weight, has_bias, stride, padding, dilation, groups = cache
     grad = as_maps(dy)  # (N, O, OH, OW) -> (O, OH, OW, N)
-    dbias = grad.reshape(len(grad), -1).sum(axis=1) if has_bias else None  # (CONVT.5)
+    dbias = grad.reshape(len(grad), -1).sum(axis=1) if has_bias and wants[1] else None  # (CONVT.5)
     matrix = weight.reshape(groups, len(weight) // groups, -1)
     cols = im2col(grad, weight, maps.shape[1:3], stride, padding, dilation).reshape(groups, matrix.shape[2], -1)
     dx = matrix @ cols  # (CONVT.3): (G, C/G, K) @ (G, K, M)
-    dmatrix = maps.reshape(groups, matrix.shape[1], -1) @ cols.swapaxes(1, 2)  # (CONVT.4)
-    return as_images(dx.reshape(maps.shape)), dmatrix.reshape(weight.shape), dbias
+    dweight = None
+    if wants[0]:
+        dmatrix = maps.reshape(groups, matrix.shape[1], -1) @ cols.swapaxes(1, 2)  # (CONVT.4)
+        dweight = dmatrix.reshape(weight.shape)
+    return as_images(dx.reshape(maps.shape)), dweight, dbias
 
 
 def spread_size(size, kernel, stride, padding, output_padding, dilation):
@@ -136,8 +142,9 @@ class ConvTranspose2d(Module):
         return y
 
     def backward(self, dy):
-        """Return dx (N, C, H, W); add dweight and dbias."""
-        dx, dweight, dbias = conv_transpose2d_backward(dy, self.take_cache(dy))
+        """Return dx (N, C, H, W); add dweight and dbias, but for what is frozen."""
+        cache, wants = self.take_cache(dy), (is_trained(self.weight), is_trained(self.bias))
+        dx, dweight, dbias = conv_transpose2d_backward(dy, cache, wants)
         add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 

@@ -142,7 +142,7 @@ TRACK = kernels.Pair(track_all)
 
 
 @pytorch_arguments(
-    affine=((True,), "weight is 1 and bias 0 at first: leave them out of the optimizer's parameters and they stay so"),
+    affine=((True,), "weight is 1 and bias 0 at first: with requires_grad_(False) they stay so"),
     track_running_stats=(
         (True,),
         "eval() normalises by the running statistics, train() by the batch's: stay in train()",
