@@ -367,7 +367,7 @@ CONV = {"in_channels": 4, "out_channels": 6, "kernel_size": 3}
         ({"stride": True}, r"^Conv2d: stride must be an int .* got True$"),
         ({"stride": None}, r"^Conv2d: stride must be an int .* got None$"),
         ({"padding": -1}, r"^Conv2d: padding must be an int of at least 0 or a pair of them, got -1$"),
-        ({"padding": "same"}, r"^Conv2d: padding must be an int .* got 'same'$"),
+        ({"padding": "full"}, r"^Conv2d: padding must be an int .* got 'full'$"),
         ({"padding": (1, 0.5)}, r"^Conv2d: padding must be an int .* got \(1, 0\.5\)$"),
         ({"dilation": 0}, r"^Conv2d: dilation must be an int of at least 1 or a pair of them, got 0$"),
     ],

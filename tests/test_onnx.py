@@ -16,7 +16,7 @@ onnx = pytest.importorskip("onnx", reason="needs the package onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from scratchnet.onnx import __main__, reader  # noqa: E402
+from scratchnet.onnx import __main__, operators, reader  # noqa: E402
 
 RTOL = 1e-5  # of the largest number, float32
 
@@ -96,7 +96,7 @@ def test_a_layer_there_and_back(name, tmp_path):
 
 
 def test_every_layer_that_has_a_name_is_tried():
-    from scratchnet.onnx.export import WRITERS
+    from scratchnet.onnx.writers import WRITERS
 
     tried = {type(make()).__name__ for make, _ in LAYERS.values()}
     assert set(WRITERS) - tried == {"BatchNorm1d", "Quantize", "QuantizedConv2d", "QuantizedLinear"}
@@ -170,7 +170,7 @@ def test_eight_bits_by_onnxruntime_are_the_whole_numbers_but_for_rounding(tmp_pa
 
 # The official node tests ------------------------------------------------------------------------------------------------
 
-OPERATORS = sorted(set(reader.READERS) - {"Add", "Sum", "Mul", "Concat"})  # those take more than one input
+OPERATORS = sorted(set(operators.READERS) - {"Add", "Sum", "Mul", "Concat"})  # those take more than one input
 LEAST = {  # how many tests of an operator a layer here passes
     "AveragePool": 7, "BatchNormalization": 2, "Conv": 5, "ConvTranspose": 6, "Flatten": 2, "Gelu": 1, "Gemm": 6,
     "GlobalAveragePool": 2, "GroupNormalization": 2, "HardSwish": 1, "LeakyRelu": 2, "MatMul": 1, "MaxPool": 7, "Relu": 1,
