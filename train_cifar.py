@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 import scratchnet as sn
-from models import MobileNetV2, ResNet
+from models import DEPTHS, MobileNetV2, ResNet, from_checkpoint
 from scratchnet import weights
 from scratchnet.data import imagenet, shapes
 from scratchnet.data.dataset import Dataset, fingerprint
@@ -178,11 +178,14 @@ def predict(args, device, console):
 def load_predictor(path, args, device):
     """(network in eval mode, names of its classes, file -> x) for a run's checkpoint, or for a network for ImageNet."""
     if "config" not in weights.read(path).header:
-        model = MobileNetV2.from_checkpoint(path).to(device)
-        if model.variant != "imagenet" or model.num_classes != len(imagenet.CLASSES):
-            what = f"{model.num_classes} classes, variant {model.variant}"
+        model = from_checkpoint(path).to(device)
+        said = model.config()
+        large = DEPTHS[said["depth"]].large if "depth" in said else said.get("variant") == "imagenet"
+        if not large or model.num_classes != len(imagenet.CLASSES):
+            what = ", ".join(f"{name} {value}" for name, value in said.items())
             raise CheckpointError(
-                f"{path}: a network of {what}, and nothing says which: expected a run's or ImageNet's"
+                f"{path}: a {type(model).__name__} with {what}, and nothing says which classes: expected a run's or "
+                "ImageNet's"
             )
         return model, imagenet.CLASSES, imagenet.read_image
     model, header = load_model(path, args, device)

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 import scratchnet as sn
-from scratchnet import weights
 from scratchnet.layers.init import fan_in_uniform
-from scratchnet.training.archive import CheckpointError, shown
 from scratchnet.training.schema import number, one_of
+
+from .network import Network
 
 # expansion t, output channels c, repeats n (Table 2); the stride of each row's first block is the variant's
 BLOCKS = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
@@ -46,7 +46,7 @@ VARIANTS = {
 }
 
 
-class MobileNetV2(sn.Sequential):
+class MobileNetV2(Network):
     """MobileNetV2 for pictures (N, 3, H, W) -> logits (N, num_classes).
 
     Args:
@@ -63,6 +63,11 @@ class MobileNetV2(sn.Sequential):
     Raises:
         ValueError: an unknown variant, or a width or class count that is not positive.
     """
+
+    ARGUMENTS = {"width_mult": number(0.001, 100), "variant": one_of(*VARIANTS), "dropout": number(0, 0.999)}
+    NAMES = {"mobilenetv2": {}}
+    BIASES = "classifier.1.bias", "classifier.bias"
+    OTHERWISE = "of any width from 0.01 to 5"
 
     def __init__(
         self, num_classes=10, width_mult=1.0, variant="cifar", dropout=0.2,
@@ -102,30 +107,27 @@ class MobileNetV2(sn.Sequential):
                     module[0][-1].weight.data[...] = 0
         self.variant, self.width_mult, self.num_classes, self.dropout = variant, width_mult, num_classes, dropout
 
-    def config(self):
-        """The arguments that make such a network; `sn.save` writes them into the file."""
-        names = "num_classes", "width_mult", "variant", "dropout"
-        return {name: getattr(self, name) for name in names}
+    @classmethod
+    def guesses(cls, state):
+        """Each width; strides cannot be seen from shapes, so that torchvision's keys are taken for "imagenet"."""
+        variant = "blog" if "classifier.weight" in state else "imagenet"
+        widths = dict.fromkeys(
+            n / parts for parts in (1, 4, 10, 20, 100) for n in range(1, 5 * parts)
+        )  # round ones first
+        return [{"width_mult": width, "variant": variant, "dropout": 0.2} for width in widths]
 
     @classmethod
-    def from_checkpoint(cls, path):
-        """The network in a file, with its weights, in eval mode: `train()` it to go on with training.
-
-        Args:
-            path: what `sn.save` or train_cifar.py wrote, whose header says which network it is, or any other file that
-                `sn.load` reads. In the latter the width and the classes are those of the arrays' shapes; strides cannot
-                be seen from them, so that torchvision's keys are taken for the "imagenet" variant.
-
-        Raises:
-            CheckpointError: the file cannot be read, or holds no MobileNetV2; one sentence that names it.
-        """
-        state, header = weights.read(path)
-        try:
-            made = cls(**_arguments(cls, state, header), dtype=_dtype(state))
-            made.load_state_dict(state)
-        except ValueError as error:
-            raise CheckpointError(f"{shown(path)} holds no such network: {error}") from error
-        return made.eval()
+    def sizes(cls, num_classes, *, width_mult, variant, dropout):
+        """Those of the projections, the head and the classifier."""
+        v = VARIANTS[variant]
+        rows, head = block_table(width_mult, v)
+        shapes = {f"features.{len(rows) + 1}.0.weight": (head, rows[-1][1], 1, 1)}
+        for k, (channels, out, t, _) in enumerate(rows, 1):
+            place = 2 if t != 1 or v.always_expand else 1  # of the projection
+            shapes[f"features.{k}.conv.{place}.weight"] = (out, t * channels, 1, 1)
+        if v.conv_classifier:
+            return shapes | {"classifier.weight": (num_classes, head, 1, 1)}
+        return shapes | {"classifier.1.weight": (num_classes, head)}
 
 
 def block_table(width_mult, variant):
@@ -166,48 +168,3 @@ def inverted_residual(in_channels, out_channels, t, stride, always_expand, *, dt
     body = sn.Sequential(*expand, depthwise, project, sn.BatchNorm2d(out_channels, dtype=dtype))
     container = sn.Residual if stride == 1 and in_channels == out_channels else sn.Sequential
     return container({"conv": body})
-
-
-# From a file -------------------------------------------------------------------------------------------------------------
-
-
-def _arguments(cls, state, header):
-    """The constructor's arguments for the network in a file; raises ValueError where it holds none.
-
-    The sizes that follow from them are compared with the file's before anything of these sizes is made.
-    """
-    blog = "classifier.weight" in state
-    bias = state.get("classifier.bias" if blog else "classifier.1.bias", np.empty(0))
-    width = "width_mult" if "network" in header else "width"  # as this class calls it, and as train_cifar.py does
-    schema = {width: number(0.001, 100), "variant": one_of(*VARIANTS), "dropout": number(0, 0.999)}
-    if (said := weights.network_of(header, cls, schema)) is not None:
-        said["width_mult"] = said.pop(width)
-        tries = [said]
-    else:
-        fixed = {"variant": "blog" if blog else "imagenet", "dropout": 0.2}
-        widths = dict.fromkeys(
-            n / parts for parts in (1, 4, 10, 20, 100) for n in range(1, 5 * parts)
-        )  # round ones first
-        tries = [fixed | {"width_mult": width} for width in widths]
-    for arguments in tries:
-        expected = _shapes(bias.size, arguments["width_mult"], VARIANTS[arguments["variant"]])
-        if all(key in state and state[key].shape == shape for key, shape in expected.items()):
-            return arguments | {"num_classes": bias.size}
-    raise ValueError(f"its arrays do not have the sizes of a {cls.__name__} {said or 'of any width from 0.01 to 5'}")
-
-
-def _shapes(num_classes, width_mult, variant):
-    """Key -> shape of the weights whose sizes leave no other size open."""
-    rows, head = block_table(width_mult, variant)
-    shapes = {f"features.{len(rows) + 1}.0.weight": (head, rows[-1][1], 1, 1)}
-    for k, (channels, out, t, _) in enumerate(rows, 1):
-        place = 2 if t != 1 or variant.always_expand else 1  # of the projection
-        shapes[f"features.{k}.conv.{place}.weight"] = (out, t * channels, 1, 1)
-    if variant.conv_classifier:
-        return shapes | {"classifier.weight": (num_classes, head, 1, 1)}
-    return shapes | {"classifier.1.weight": (num_classes, head)}
-
-
-def _dtype(state):
-    """Float64 where the file has it, so that no digit is lost; else float32."""
-    return np.float64 if any(array.dtype == np.float64 for array in state.values()) else np.float32

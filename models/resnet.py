@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 import scratchnet as sn
-from scratchnet import weights
 from scratchnet.layers.init import fan_in_uniform
-from scratchnet.training.archive import CheckpointError, shown
+from scratchnet.training.schema import number, one_of
+
+from .network import Network
 
 
 class Depth(NamedTuple):
@@ -41,7 +42,7 @@ DEPTHS = {
 EXPANSION = 4  # of a bottleneck: channels that come out, over those of its 3×3
 
 
-class ResNet(sn.Sequential):
+class ResNet(Network):
     """ResNet for pictures (N, 3, H, W) -> logits (N, num_classes).
 
     Args:
@@ -56,6 +57,10 @@ class ResNet(sn.Sequential):
         ValueError: another depth, or a width or class count that is not positive.
     """
 
+    ARGUMENTS = {"depth": one_of(*DEPTHS), "width_mult": number(0.001, 100)}
+    NAMES = {f"resnet{depth}": {"depth": depth} for depth in DEPTHS}
+    BIASES = ("fc.bias",)
+
     def __init__(
         self, depth, num_classes=1000, width_mult=1.0, *, zero_init_residual=False, dtype=np.float32, rng=None,
     ):  # fmt: skip
@@ -67,50 +72,60 @@ class ResNet(sn.Sequential):
             )
         shape = DEPTHS[depth]
         make = {"dtype": dtype, "rng": np.random.default_rng() if rng is None else rng}
-        channels = max(1, round(shape.channels * width_mult))
+        channels, *inner = channel_table(shape, width_mult)
         stem = (7, 2, 3) if shape.large else (3, 1, 1)
         layers = {"conv1": sn.Conv2d(3, channels, *stem, bias=False, **make)}
         layers |= {"bn1": sn.BatchNorm2d(channels, dtype=dtype), "relu": sn.ReLU()}
         if shape.large:
             layers["maxpool"] = sn.MaxPool2d(3, 2, 1)
         block = bottleneck if shape.bottleneck else basic_block
-        for stage, count in enumerate(shape.blocks):
-            inner, blocks = max(1, round(shape.channels * 2**stage * width_mult)), []
+        for stage, (count, width) in enumerate(zip(shape.blocks, inner, strict=True), 1):
+            blocks = []
             for k in range(count):
-                blocks.append(block(channels, inner, 2 if stage and not k else 1, zero_init_residual, **make))
-                channels = inner * (EXPANSION if shape.bottleneck else 1)
-            layers[f"layer{stage + 1}"] = sn.Sequential(*blocks)
+                blocks.append(block(channels, width, 2 if stage > 1 and not k else 1, zero_init_residual, **make))
+                channels = width * (EXPANSION if shape.bottleneck else 1)
+            layers[f"layer{stage}"] = sn.Sequential(*blocks)
         linear = sn.Linear(channels, num_classes, **make)
         linear.weight.data[...] = fan_in_uniform((num_classes, channels), rng=make["rng"])  # PyTorch's, for either
         linear.bias.data[...] = fan_in_uniform((1, channels), rng=make["rng"])[0, 0]
         super().__init__(layers | {"avgpool": sn.AdaptiveAvgPool2d(1), "flatten": sn.Flatten(), "fc": linear})
         self.depth, self.num_classes, self.width_mult = depth, num_classes, width_mult
 
-    def config(self):
-        """The arguments that make such a network; `sn.save` writes them into the file."""
-        return {"depth": self.depth, "num_classes": self.num_classes, "width_mult": self.width_mult}
+    @classmethod
+    def guesses(cls, state):
+        """The depth by the blocks that are there, the width by the channels of the first layer and before the last."""
+        places = [re.fullmatch(r"layer([1-4])\.(\d{1,2})\.conv2\.weight", key) for key in state]
+        blocks = [sum(place is not None and place[1] == str(k) for place in places) for k in range(1, 5)]
+        stem, last = state.get("conv1.weight", np.empty(0)), state.get("fc.weight", np.empty(0))
+        if stem.ndim != 4 or last.ndim != 2:
+            raise ValueError("it has no conv1.weight and fc.weight of a ResNet")
+        found = tuple(filter(None, blocks)), "layer1.0.conv3.weight" in state
+        for depth, shape in DEPTHS.items():
+            if found == (shape.blocks, shape.bottleneck):
+                *_, inner = channel_table(shape, 1)
+                widths = len(stem) / shape.channels, last.shape[1] / (inner * (EXPANSION if shape.bottleneck else 1))
+                return [{"depth": depth, "width_mult": width} for width in widths]  # the second has more digits
+        raise ValueError(f"it has {blocks} blocks in its four stages, as no ResNet here")
 
     @classmethod
-    def from_checkpoint(cls, path):
-        """The network in a file, with its weights, in eval mode: `train()` it to go on with training.
+    def sizes(cls, outputs, *, depth, width_mult):
+        """Those of the first convolution, each block's last one, and the classifier."""
+        shape = DEPTHS[depth]
+        stem, *inner = channel_table(shape, width_mult)
+        shapes = {"conv1.weight": (stem, 3, 7, 7) if shape.large else (stem, 3, 3, 3)}
+        for stage, (count, width) in enumerate(zip(shape.blocks, inner, strict=True), 1):
+            for k in range(count):
+                if shape.bottleneck:
+                    shapes[f"layer{stage}.{k}.conv3.weight"] = (EXPANSION * width, width, 1, 1)
+                else:
+                    shapes[f"layer{stage}.{k}.conv2.weight"] = (width, width, 3, 3)
+        return shapes | {"fc.weight": (outputs, inner[-1] * (EXPANSION if shape.bottleneck else 1))}
 
-        Args:
-            path: what `sn.save` or train_cifar.py wrote, or any other file that `sn.load` reads. Depth, width and classes
-                are those of its arrays.
 
-        Raises:
-            CheckpointError: the file cannot be read, or holds no ResNet; one sentence that names it.
-        """
-        state, header = weights.read(path)
-        try:
-            if "network" in header:
-                weights.network_of(header, cls, {})
-            double = any(array.dtype == np.float64 for array in state.values())
-            made = cls(**_arguments(state), dtype=np.float64 if double else np.float32)
-            made.load_state_dict(state)
-        except ValueError as error:
-            raise CheckpointError(f"{shown(path)} holds no such network: {error}") from error
-        return made.eval()
+def channel_table(shape, width_mult):
+    """Channels of the first convolution, and of each stage's 3×3 convolutions, of a `Depth`."""
+    inner = [max(1, round(shape.channels * 2**stage * width_mult)) for stage in range(len(shape.blocks))]
+    return inner[0], *inner
 
 
 def basic_block(channels, out, stride, zero_init, *, dtype, rng):
@@ -140,22 +155,3 @@ def _around(layers, last, channels, out, stride, zero_init, make):
         return sn.Residual(layers, after="relu")
     shortcut = sn.Sequential(sn.Conv2d(channels, out, 1, stride, **make), sn.BatchNorm2d(out, dtype=make["dtype"]))
     return sn.Residual(layers | {"downsample": shortcut}, shortcut="downsample", after="relu")
-
-
-def _arguments(state):
-    """The constructor's arguments for a state; raises ValueError where it is no ResNet's."""
-    places = [re.fullmatch(r"layer([1-4])\.(\d{1,2})\.conv2\.weight", key) for key in state]
-    blocks = [sum(place is not None and place[1] == str(k) for place in places) for k in range(1, 5)]
-    stem, last = state.get("conv1.weight", np.empty(0)), state.get("fc.weight", np.empty(0))
-    if stem.ndim != 4 or last.ndim != 2:
-        raise ValueError("it has no conv1.weight and fc.weight of a ResNet")
-    found = tuple(filter(None, blocks)), "layer1.0.conv3.weight" in state, stem.shape[2] == 7
-    for depth, shape in DEPTHS.items():
-        if found == (shape.blocks, shape.bottleneck, shape.large):
-            width = len(stem) / shape.channels
-            many = shape.channels * 2 ** (len(shape.blocks) - 1) * (EXPANSION if shape.bottleneck else 1)
-            if abs(last.shape[1] - many * width) > many / shape.channels:
-                raise ValueError(f"its stem has {len(stem)} channels, its classifier {last.shape[1]}")
-            widths = (width, last.shape[1] / many)  # the second has more digits, where channels were rounded
-            return {"depth": depth, "num_classes": len(last), "width_mult": widths[width != widths[1]]}
-    raise ValueError(f"it has {blocks} blocks in its four stages, as no ResNet here")

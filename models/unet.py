@@ -11,9 +11,12 @@ A level is what the next one is inside of, so the network is written as it is dr
 import numpy as np
 
 import scratchnet as sn
+from scratchnet.training.schema import whole
+
+from .network import Network
 
 
-class UNet(sn.Sequential):
+class UNet(Network):
     """U-Net for pictures (N, in_channels, H, W) -> (N, out_channels, H, W); H and W must be multiples of 2^levels.
 
     Args:
@@ -27,6 +30,10 @@ class UNet(sn.Sequential):
         ValueError: levels below 1, or sizes that are no ints of at least 1.
     """
 
+    ARGUMENTS = {"in_channels": whole(1, 2**20), "channels": whole(1, 2**20), "levels": whole(1, 20)}
+    OUTPUTS = "out_channels"
+    BIASES = ("last.bias",)
+
     def __init__(self, in_channels=3, out_channels=1, channels=16, levels=3, *, dtype=np.float32, rng=None):
         if levels < 1:
             raise ValueError(f"UNet: levels must be at least 1, got {levels!r}")
@@ -36,6 +43,25 @@ class UNet(sn.Sequential):
             "level": level(channels, levels, **make),
             "last": sn.Conv2d(channels, out_channels, 1, **make),
         })  # fmt: skip
+        self.in_channels, self.out_channels, self.channels, self.levels = in_channels, out_channels, channels, levels
+
+    @classmethod
+    def guesses(cls, state):
+        """What the first convolution's shape says, and how deep the keys go."""
+        first, levels = state.get("first.0.weight", np.empty(0)), 0
+        while f"{'level.joined.below.' * (levels + 1)}up.weight" in state:
+            levels += 1
+        if first.ndim != 4 or not levels:
+            raise ValueError("it has no first.0.weight and levels of a UNet")
+        return [{"in_channels": first.shape[1], "channels": len(first), "levels": levels}]
+
+    @classmethod
+    def sizes(cls, outputs, *, in_channels, channels, levels):
+        """Those of the first and the last convolution, and of each level's way up."""
+        shapes = {"first.0.weight": (channels, in_channels, 3, 3), "last.weight": (outputs, channels, 1, 1)}
+        for k in range(levels):
+            shapes[f"{'level.joined.below.' * (k + 1)}up.weight"] = (channels * 2 ** (k + 1), channels * 2**k, 2, 2)
+        return shapes
 
 
 def double(channels, out, *, dtype, rng):

@@ -9,7 +9,7 @@ import pytest
 
 import scratchnet as sn
 import train_cifar
-from models import MobileNetV2
+from models import MobileNetV2, ResNet
 from scratchnet.data import imagenet, pictures
 from scratchnet.training.archive import CheckpointError
 
@@ -184,13 +184,31 @@ def test_predict_names_imagenets_classes(kind, tmp_path, capsys):
     assert "b.png cannot be read" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(("depth", "classes", "known"), [(18, 1000, True), (20, 1000, False), (18, 10, False)])
+def test_a_resnet_for_imagenet_predicts_its_classes_from_torchvisions_keys_alone(
+    depth, classes, known, tmp_path, capsys
+):
+    model = ResNet(depth, classes, 1 / 16)
+    model.fc.weight.data[...] = 0
+    model.fc.bias.data[...] = np.arange(classes) == min(285, classes - 1)
+    sn.save(tmp_path / "a.npz", model.state_dict())
+    path = picture(tmp_path / "a.png", (260, 240))
+    assert train_cifar.main(["--predict", str(tmp_path / "a.npz"), str(path)]) == (0 if known else 2)
+    out, error = capsys.readouterr()
+    assert (
+        out.startswith(f"{path}: Egyptian cat ") if known else f"a.npz: a ResNet with num_classes {classes}, " in error
+    )
+
+
 @pytest.mark.parametrize(("classes", "variant"), [(10, "imagenet"), (1000, "blog")])
 def test_a_network_of_unknown_classes_is_not_guessed_at(classes, variant, tmp_path, capsys):
     sn.save(tmp_path / "a.npz", MobileNetV2(classes, 0.1, variant))
     assert train_cifar.main(["--predict", str(tmp_path / "a.npz"), "a.png"]) == 2
     out, error = capsys.readouterr()
     assert not out and error.count("\n") == 1
-    assert f"a.npz: a network of {classes} classes, variant {variant}, and nothing says which" in error
+    assert (
+        f"a.npz: a MobileNetV2 with num_classes {classes}, width_mult 0.1, variant {variant}, dropout 0.2, and" in error
+    )
 
 
 def test_something_else_is_one_line(tmp_path, capsys):

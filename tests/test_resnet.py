@@ -1,17 +1,25 @@
 """ResNets and U-Net: equal to PyTorch, logits, loss, gradients and running statistics; names and files; the program."""
 
 import json
+import re
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
-from device import on_a_few_shapes
+from device import on_a_few_shapes, on_the_host
+from hostmodule import has_compiler
 from strategies import normal
 
 import scratchnet as sn
 from models import MobileNetV2, ResNet, UNet, resnet
+from scratchnet.array import to_device
 from scratchnet.models import from_checkpoint
 from scratchnet.program.flags import MODELS
+from scratchnet.training import checkpoint
 from scratchnet.training.archive import CheckpointError
+from scratchnet.training.recorded import RecordedStep
+from scratchnet.training.step import train_step
 
 # PyTorch's -----------------------------------------------------------------------------------------------------------
 
@@ -212,7 +220,7 @@ def test_what_is_no_resnet_is_refused(tmp_path):
         ResNet.from_checkpoint(tmp_path / "m.npz")
     state = ResNet(20, 7, 0.2).state_dict()
     for change, message in (
-        ({"fc.weight": np.zeros((7, 99), np.float32)}, "its stem has 3 channels, its classifier 99"),
+        ({"fc.weight": np.zeros((7, 99), np.float32)}, r"its arrays do not have the sizes of a ResNet$"),
         ({"layer3.3.conv2.weight": np.zeros((2, 2, 3, 3), np.float32)}, r"it has \[3, 3, 4, 0\] blocks"),
     ):
         sn.save(tmp_path / "r.npz", state | change)
@@ -223,6 +231,99 @@ def test_what_is_no_resnet_is_refused(tmp_path):
             ResNet(depth)
     with pytest.raises(ValueError, match="UNet: levels must be at least 1, got 0"):
         UNet(levels=0)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_unet_is_built_again_from_its_file(header, tmp_path):
+    network = UNet(2, 3, 4, 3, rng=np.random.default_rng(2))
+    sn.save(tmp_path / "u.npz", network if header else network.state_dict())
+    for again in (UNet.from_checkpoint(tmp_path / "u.npz"), from_checkpoint(tmp_path / "u.npz")):
+        assert type(again) is UNet and again.config() == network.config() and not again.training
+        for key, value in network.state_dict().items():
+            np.testing.assert_array_equal(again.state_dict()[key], value)
+    with pytest.raises(
+        ValueError, match=r"Concat: branch below gives shape \(1, 16, 6, 4\), branch skip \(1, 16, 6, 5\)"
+    ):
+        network(np.zeros((1, 2, 24, 20), np.float32))
+
+
+def test_a_header_or_a_stem_that_claims_more_than_the_file_holds_takes_no_memory(tmp_path):
+    path, network = tmp_path / "r.npz", ResNet(20, 7, 0.2)
+    arrays = {f"model/{key}": value for key, value in network.state_dict().items()}
+    named = {"network": {"name": "ResNet", "arguments": network.config() | {"width_mult": 90}}}
+    run = {"config": {"model": "resnet20", "width": 90}}
+    wide = {
+        "model/conv1.weight": np.zeros((4000, 3, 3, 3), np.float32),
+        "model/fc.weight": np.zeros((7, 16000), np.float32),
+    }
+    for header, changed in ((named, {}), (run, {}), ({}, wide)):
+        checkpoint.save(path, arrays | changed, header)
+        tracemalloc.start()
+        with pytest.raises(
+            CheckpointError, match=r"r\.npz holds no such network: its arrays do not have the sizes of a ResNet"
+        ):
+            ResNet.from_checkpoint(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**23
+    checkpoint.save(path, arrays, {"config": {"model": "resnet20", "width": 0.2}})
+    assert from_checkpoint(path).config() == network.config()
+    with pytest.raises(CheckpointError, match="it holds a resnet20, no MobileNetV2"):
+        MobileNetV2.from_checkpoint(path)
+    sn.save(path, {"a": np.ones(3)})
+    with pytest.raises(
+        CheckpointError, match="sizes of a MobileNetV2 .*; it has no .* of a ResNet; it has no .* of a UNet"
+    ):
+        from_checkpoint(path)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="g++ is not installed")
+def test_a_recorded_step_of_a_resnet_has_the_bits_of_eager_ones(gemm, standin):
+    ends = []
+    for record in (False, True):
+        rng = np.random.default_rng(4)
+        network = ResNet(20, 5, 0.25, rng=rng).to("cuda")
+        optimizer, criterion = sn.SGD(network.named_parameters(), lr=0.05, momentum=0.9), sn.CrossEntropyLoss()
+        half = RecordedStep(network, criterion)
+        for _ in range(3):
+            x, labels = (
+                to_device(normal(rng, (4, 3, 8, 8), np.float32), "cuda"),
+                to_device(rng.integers(0, 5, 4), "cuda"),
+            )
+            if record:
+                half(x, labels)
+                optimizer.step()
+            else:
+                train_step(network, criterion, optimizer, x, labels)
+        assert half.why_not is None
+        ends.append(on_the_host(network.state_dict()))
+    assert all(ends[0][key].tobytes() == value.tobytes() for key, value in ends[1].items())
+    assert standin.counts["graph"] == 2
+
+
+def test_a_unet_learns_where_a_square_is():
+    rng = np.random.default_rng(0)
+    network, criterion = UNet(1, 1, 4, 2, rng=rng), sn.BCEWithLogitsLoss()
+    optimizer = sn.Adam(network.parameters(), 0.02)
+
+    def batch():
+        target = np.zeros((8, 1, 16, 16), np.float32)
+        for picture, (top, left) in zip(target, rng.integers(0, 10, (8, 2)), strict=True):
+            picture[:, top : top + 6, left : left + 6] = 1
+        return target + 0.5 * normal(rng, target.shape, np.float32), target
+
+    for _ in range(40):
+        train_step(network, criterion, optimizer, *batch())
+    x, target = batch()
+    assert ((network.eval()(x) > 0) == target).mean() > 0.97  # to say "nowhere" is right at 0.86 of the pixels
+
+
+def test_readmes_lines_on_networks_run():
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "UNet(" in block)
+    names = {"sn": sn, "np": np, "rng": np.random.default_rng(0)}
+    exec(code, names)
+    assert names["logits"].shape == (8, 10) and names["masks"].shape == (8, 1, 32, 32)
 
 
 # The program -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from networks import picture, tree
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.program import memory
-from scratchnet.summary import bytes_per_picture
+from scratchnet.summary import SHARES, bytes_per_picture
 
 
 def test_a_row_a_layer_and_the_sums():
@@ -88,3 +88,13 @@ def test_names_that_users_look_for():
     assert sn.schedule.cosine(0, 10, 0.5) == 0.5 and callable(sn.train_step) and sn.Trainer.__name__ == "Trainer"
     with pytest.raises(AttributeError, match="module 'scratchnet' has no attribute 'Trayner'"):
         _ = sn.Trayner
+
+
+def test_layers_that_are_not_fused_take_more_than_those_that_are():
+    """As measured: ResNet-20's step takes 0.71 of its outputs, with compiled kernels as with NumPy's."""
+    for activation, fused in ((sn.ReLU6(), True), (sn.ReLU(), False)):
+        net = sn.Sequential(sn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), sn.BatchNorm2d(8), activation)
+        for version in ("numpy", False):
+            with sn.use_kernels(version):
+                share = SHARES[version if fused else False]
+                assert bytes_per_picture(net, (8, 6, 5)) == pytest.approx(share * 4 * 3 * 8 * 6 * 5)

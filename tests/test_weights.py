@@ -13,9 +13,9 @@ import pytest
 from runs import few_pictures, run
 
 import scratchnet as sn
-import train_cifar
 from models import MobileNetV2
 from scratchnet import weights
+from scratchnet.program import data as program_data
 from scratchnet.training import archive, checkpoint
 from scratchnet.training.archive import CheckpointError
 
@@ -144,7 +144,7 @@ def trained(tmp_path_factory):
     """The folder of a short run with averaged weights, and the network at its end."""
     out = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cifar, "draw_shapes", few_pictures)
+        patch.setattr(program_data, "draw_shapes", few_pictures)
         assert run("--out", out, "--epochs", 1, "--ema", "0.5", "--dropout", "0.25") == 0
     return out
 

@@ -18,7 +18,6 @@ from scratchnet.module import Module
 from scratchnet.training import archive
 from scratchnet.training.archive import CheckpointError
 from scratchnet.training.atomic import atomic_file
-from scratchnet.training.schema import TEXT, check
 from scratchnet.weights import safetensors_file, torch_file
 
 OTHERS = {  # how files begin that are something else
@@ -100,31 +99,6 @@ def weights_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     average = archive.part(arrays, "average")
     average.pop("updates", None)
     return average or archive.part(arrays, "model")
-
-
-def network_of(header: dict[str, Any], cls: type, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The arguments that `save` wrote for a network of a class, or a run's configuration; None where there is neither.
-
-    Args:
-        header: of the file.
-        cls: the class that is to be made; the header names it.
-        schema: what each argument must be (training/schema.py); all must be there, others are left out.
-
-    Raises:
-        CheckpointError: the file holds another network, or an argument is not as the schema says.
-    """
-    where = "'network'"
-    if "network" in header:
-        check(header["network"], {"name": TEXT}, where)
-        if (name := header["network"]["name"]) != cls.__name__:
-            raise CheckpointError(f"it holds a {name}, no {cls.__name__}")
-        where, found = "'arguments' in 'network'", header["network"].get("arguments")
-    elif "config" in header:
-        where, found = "'config'", header["config"]
-    else:
-        return None
-    check(found, schema, f"{where} in its header")
-    return {key: found[key] for key in schema}
 
 
 def _decode(data: bytes) -> Saved:
