@@ -162,7 +162,7 @@ class Join(Turn):
 
     def __init__(self, name, mark, fork):
         super().__init__(name, mark, fork)
-        self.adds_x = mark.adds_two and len(fork.walked) == 1  # it ends a plain shortcut
+        self.adds_two = mark.adds_two
 
     def pair(self, kind):
         """The container's; of a sum what adds two arrays."""

@@ -350,6 +350,25 @@ def test_a_sum_ends_within_the_shortcut_where_that_is_the_last_branch():
         sn.Sequential({"a": sn.Add(conv_norm(4, 3, relu=False), sn.Sequential())})(X)
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("container", [sn.Add, sn.Concat, sn.Multiply])
+def test_no_step_and_no_program_adds_where_it_should_not(container, count, mode):
+    """A projection at the end of what is no sum of two; in eval mode two convolutions are worth a program."""
+
+    def projection():
+        return sn.Sequential(conv_norm(4, 4), conv_norm(4, 4, relu=False))
+
+    for first in (sn.Sequential, projection):
+        net = sn.Sequential(conv(4, 4, 1), container(*(first() for _ in range(count - 1)), projection()))
+        net = randomised(net.train(mode == "train"))
+        twin, x = copy.deepcopy(net), in_layout(X, "channel-major")
+        y = net(x)
+        sn.use_kernels(False)
+        np.testing.assert_allclose(y, twin(x), rtol=0, atol=1e-11 * np.abs(y).max())
+        sn.use_kernels(True)
+
+
 @pytest.mark.skipif(not compiled.PRESENT, reason="needs compiled kernels")
 def test_blocks_and_fronts_are_found_in_branches():
     def block():
@@ -406,6 +425,8 @@ REFUSED = {
     "multiply": (lambda: sn.Multiply(sn.Sequential(), sn.ReLU(), conv(4, 3, 1)),
                  r"branch 2 gives shape \(2, 3, 6, 8\), branch 0 \(2, 4, 6, 8\): a product needs equal sizes, or 1"),
     "flat": (lambda: sn.Multiply(sn.Sequential(), sn.Flatten()), r"branch 1 gives shape \(2, 192\), branch 0 \(2, 4,"),
+    "concat of pictures": (lambda: sn.Concat(sn.Sequential(), First()), r"branch 1 gives shape \(1, 4, 6, 8\), branch 0 "),
+    "multiply by one picture": (lambda: sn.Multiply(sn.Sequential(), First()), r"branch 1 gives shape \(1, 4, 6, 8\)"),
     "dtype": (lambda: sn.Concat(sn.Sequential(), Halves()), "branch 1 gives dtype float32, branch 0 float64: they need"),
 }  # fmt: skip
 
@@ -413,6 +434,11 @@ REFUSED = {
 class Halves(sn.Module):
     def forward(self, x):
         return x.astype(np.float32)
+
+
+class First(sn.Module):
+    def forward(self, x):
+        return x[:1]
 
 
 @pytest.mark.parametrize("which", [True, False])
@@ -566,6 +592,17 @@ def test_batch_norm_is_folded_inside_branches(name):
         np.testing.assert_allclose(folded(X), net(X), rtol=1e-11, atol=1e-12)
     sn.use_kernels("numpy")
     assert name == "resnet" or FoldedStep in {type(step) for step in sn.plan(net).steps}
+
+
+def test_a_layer_that_was_folded_away_may_still_be_named_by_branches():
+    class Around(sn.Add):
+        def branches(self):
+            return [["conv", "norm"], ["other"]]
+
+    net = Around({"conv": conv(4, 4, 1), "norm": norm(), "other": conv(4, 4, 1)}).eval()
+    folded = sn.fold_batch_norm(net)
+    assert [name for name, _ in folded.named_children()] == ["conv", "other"]
+    np.testing.assert_allclose(folded(X), net(X), rtol=1e-12, atol=1e-12)
 
 
 def test_batch_norm_is_not_folded_across_a_mark():

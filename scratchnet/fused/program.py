@@ -92,7 +92,7 @@ def _read(steps):
             forks.append(len(parts))
             more = parts
         else:
-            more = _with_shortcut(parts, step, forks) if getattr(step, "adds_x", False) else None
+            more = _with_shortcut(parts, step, forks) if getattr(step, "adds_two", False) else None
         if more is None:
             break
         parts = more
