@@ -376,19 +376,20 @@ def test_momentum_and_betas_of_a_group_equal_pytorch_s():
 
 def test_a_group_s_rate_keeps_its_ratio_to_the_optimizer_s():
     a, b = make_parameters()[:2]
-    optimizer = SGD([{"params": a, "lr": 0.003}, {"params": [b]}], lr=0.1)
+    optimizer = SGD([{"params": a, "lr": 0.007}, {"params": [b]}], lr=0.1)
     rates = lambda: [group["lr"] for group in optimizer.param_groups]  # noqa: E731
-    assert rates() == [0.003, 0.1] and optimizer.param_groups[0]["params"] == [a]
+    assert rates() == [0.007, 0.1] and optimizer.param_groups[0]["params"] == [a]
     optimizer.lr = 0.0
     assert rates() == [0.0, 0.0]
     with pytest.raises(ValueError, match="keeps its ratio to the optimizer's, which is 0: set that first, got 0.5"):
         optimizer.param_groups[1]["lr"] = 0.5
     for value in (0.25, 0.7, 0.1):
         optimizer.lr = value
-    assert rates() == [0.003, 0.1], "no rounding adds up: the rate is a function of the optimizer's alone"
+    assert 0.1 * (0.007 / 0.1) != 0.007
+    assert rates() == [0.007, 0.1], "no rounding adds up: the rate is a function of the optimizer's alone"
     optimizer.param_groups[1]["lr"] = 0.2
     optimizer.lr = 0.05
-    np.testing.assert_allclose(rates(), [0.0015, 0.1], rtol=1e-15)
+    np.testing.assert_allclose(rates(), [0.0035, 0.1], rtol=1e-15)
     assert optimizer.lr == 0.05
 
 

@@ -410,7 +410,7 @@ def test_gradients_are_added_three_in_a_launch(standin, count):
     totals, terms = ([standin.asarray(rng.standard_normal(size)) for size in sizes] for _ in range(2))
     want = [total.get() + term.get() for total, term in zip(totals, terms, strict=True)]
     before = [term.get() for term in terms]
-    parameters = [SimpleNamespace(grad=total) for total in totals]
+    parameters = [SimpleNamespace(grad=total, requires_grad=True) for total in totals]
     standin.counts.clear()
     add_gradients([*parameters, None], [*terms, None])
     assert +standin.counts == {"launch": -(-count // 3)}
@@ -421,7 +421,7 @@ def test_gradients_are_added_three_in_a_launch(standin, count):
 
 def test_gradients_in_another_order_are_added_one_by_one(standin):
     total, term = standin.asarray(np.ones((2, 3))), standin.asarray(np.arange(6.0).reshape(3, 2)).T
-    add_gradients([SimpleNamespace(grad=total)], [term])
+    add_gradients([SimpleNamespace(grad=total, requires_grad=True)], [term])
     assert (total.get() == 1 + np.arange(6).reshape(3, 2).T).all()
 
 
