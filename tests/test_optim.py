@@ -306,6 +306,18 @@ def test_a_copy_of_an_optimizer_updates_its_own_parameters(kind):
     assert (other.data < kept).all()
 
 
+@pytest.mark.parametrize("which", [False, "numpy", True])
+def test_a_variance_below_0_counts_as_0(which):
+    parameter = Parameter(np.ones(3))
+    optimizer = RMSprop([parameter], lr=0.1, alpha=0.5, eps=0.1, centered=True)
+    state = {"square/0": np.full(3, 0.5), "mean/0": np.ones(3), "step": np.array(1)}
+    optimizer.load_state_dict(state)
+    parameter.grad[...] = 1
+    with sn.use_kernels(which):
+        optimizer.step()  # s = 0.75, m = 1
+    np.testing.assert_allclose(parameter.data, 1 - 0.1 * 1 / 0.1, atol=1e-15)
+
+
 def test_a_variance_that_rounding_makes_negative_is_0():
     """PyTorch's centered RMSprop takes the root of it, which is NaN."""
     parameter = Parameter(np.ones(200, np.float32))
