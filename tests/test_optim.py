@@ -306,6 +306,18 @@ def test_a_copy_of_an_optimizer_updates_its_own_parameters(kind):
     assert (other.data < kept).all()
 
 
+@pytest.mark.parametrize("which", [False, "numpy", True])
+def test_a_variance_below_0_counts_as_0(which):
+    parameter = Parameter(np.ones(3))
+    optimizer = RMSprop([parameter], lr=0.1, alpha=0.5, eps=0.1, centered=True)
+    state = {"square/0": np.full(3, 0.5), "mean/0": np.ones(3), "step": np.array(1)}
+    optimizer.load_state_dict(state)
+    parameter.grad[...] = 1
+    with sn.use_kernels(which):
+        optimizer.step()  # s = 0.75, m = 1
+    np.testing.assert_allclose(parameter.data, 1 - 0.1 * 1 / 0.1, atol=1e-15)
+
+
 def test_a_variance_that_rounding_makes_negative_is_0():
     """PyTorch's centered RMSprop takes the root of it, which is NaN."""
     parameter = Parameter(np.ones(200, np.float32))
@@ -376,19 +388,20 @@ def test_momentum_and_betas_of_a_group_equal_pytorch_s():
 
 def test_a_group_s_rate_keeps_its_ratio_to_the_optimizer_s():
     a, b = make_parameters()[:2]
-    optimizer = SGD([{"params": a, "lr": 0.003}, {"params": [b]}], lr=0.1)
+    optimizer = SGD([{"params": a, "lr": 0.007}, {"params": [b]}], lr=0.1)
     rates = lambda: [group["lr"] for group in optimizer.param_groups]  # noqa: E731
-    assert rates() == [0.003, 0.1] and optimizer.param_groups[0]["params"] == [a]
+    assert rates() == [0.007, 0.1] and optimizer.param_groups[0]["params"] == [a]
     optimizer.lr = 0.0
     assert rates() == [0.0, 0.0]
     with pytest.raises(ValueError, match="keeps its ratio to the optimizer's, which is 0: set that first, got 0.5"):
         optimizer.param_groups[1]["lr"] = 0.5
     for value in (0.25, 0.7, 0.1):
         optimizer.lr = value
-    assert rates() == [0.003, 0.1], "no rounding adds up: the rate is a function of the optimizer's alone"
+    assert 0.1 * (0.007 / 0.1) != 0.007
+    assert rates() == [0.007, 0.1], "no rounding adds up: the rate is a function of the optimizer's alone"
     optimizer.param_groups[1]["lr"] = 0.2
     optimizer.lr = 0.05
-    np.testing.assert_allclose(rates(), [0.0015, 0.1], rtol=1e-15)
+    np.testing.assert_allclose(rates(), [0.0035, 0.1], rtol=1e-15)
     assert optimizer.lr == 0.05
 
 
