@@ -51,7 +51,7 @@ def pairs(standin, count):
 def test_gradients_are_added_in_as_few_launches_as_a_table_allows(standin, count):
     totals, terms = pairs(standin, count)
     want, before = [a.get() + b.get() for a, b in zip(totals, terms, strict=True)], [term.get() for term in terms]
-    parameters = [SimpleNamespace(grad=total) for total in totals]
+    parameters = [SimpleNamespace(grad=total, requires_grad=True) for total in totals]
     standin.counts.clear()
     add_gradients([*parameters, None], [*terms, None])
     assert +standin.counts == {"launch": 1 + (count > 192)}
