@@ -79,7 +79,7 @@ def test_python_3_may_have_pickled_it_too(forms, tmp_path):
 
 
 WRONG = {
-    "a list": ([1, bytes(9300)], "has no 'data' as an array"),
+    "a list": ([1, bytes(9300)], "is a pickle of a list, expected a dict"),
     "no data": ({b"data": None}, r"has no 'data' as an array \(3, 3072\) uint8, got NoneType"),
     "floats": ({b"data": np.zeros((3, 384))}, r"has no 'data' .* got \(3, 384\) float64"),
     "another size": ({b"data": np.zeros((4, 3072), np.uint8)}, r"has no .* got \(4, 3072\) uint8"),
@@ -89,7 +89,8 @@ WRONG = {
     "true": ({b"labels": [1, 2, True]}, "has no 'labels' as a list of 3 whole numbers"),
     "a label too many": ({b"labels": [1, 10, 3]}, "has label 10 in record 1; CIFAR-10's are 0 to 9"),
     "a negative label": ({b"labels": [1, 2, -5]}, "has label -1 in record 2; CIFAR-10's are 0 to 9"),
-    "a large label": ({b"labels": [2**80, 2, 3]}, "has label 2147483648 in record 0"),
+    "a large label": ({b"labels": [2**40, 2, 3]}, "has label 2147483648 in record 0"),
+    "a huge label": ({b"labels": [2**80, 2, 3]}, "is no pickle .* it has a number of 11 bytes, expected at most 9"),
 }
 
 
