@@ -11,6 +11,7 @@ from strategies import normal, rngs
 import scratchnet as sn
 from models import MobileNetV2
 from scratchnet.array import as_maps
+from scratchnet.data.cifar10 import MEAN, STD
 from scratchnet.data.shapes import draw_shapes
 from scratchnet.layers.activation import relu6_backward, relu6_forward
 from scratchnet.layers.conv import conv2d_backward, conv2d_forward
@@ -131,7 +132,7 @@ def test_fine_tuning_makes_the_loss_smaller():
         sn.Conv2d(3, 8, 3, 2, 1, bias=False, rng=rng), sn.BatchNorm2d(8), sn.ReLU6(), sn.GlobalAvgPool2d(), sn.Flatten(),
         sn.Linear(8, 10, rng=rng),
     )  # fmt: skip
-    batches = Batches(shapes, 32, seed=0)
+    batches = Batches(shapes, 32, seed=0, mean=MEAN, std=STD)
     for x, _ in batches.epoch(0):
         net(x)
     simulated = quantize(net, [next(iter(batches.epoch(0)))])
@@ -269,4 +270,4 @@ def test_the_command_refuses_what_is_no_checkpoint(tmp_path, capsys):
     path = tmp_path / "x.npz"
     path.write_bytes(b"none")
     assert __main__.main([str(path), "--data", str(tmp_path)]) == 2
-    assert "is not a whole checkpoint" in capsys.readouterr().err
+    assert "its first bytes are those of no format that is read" in capsys.readouterr().err

@@ -57,14 +57,12 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
     from scratchnet import CrossEntropyLoss
     from scratchnet.array import as_images
     from scratchnet.device import bfloat16_dtype
-    from scratchnet.kernels.cuda import launch, products
+    from scratchnet.kernels.cuda import launch
     from scratchnet.training.optim import SGD
     from scratchnet.training.trainer import train_step
 
     counts = Counts(Counter(), Counter())
-    caches = launch._module, launch._function, launch._prepared, products._binding
-    for cached in caches:  # those of modules that compute
-        cached.cache_clear()
+    forget_kernels()  # those that compute
     _replace(monkeypatch, counts)
     for name, most in (("THREADS", 256), ("BLOCKS", 2048), ("REDUCING_BLOCKS", 1024)):  # tests have smaller grids
         monkeypatch.setattr(launch, name, most)
@@ -82,10 +80,17 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
                 warnings.simplefilter("ignore")
                 train_step(model, CrossEntropyLoss(0.1), optimizer, x, labels)
     finally:
-        for cached in caches:
-            cached.cache_clear()
+        forget_kernels()
     counts.launches["CuPy's own"] = standin.counts["launch"] - sum(counts.launches.values())
     return counts
+
+
+def forget_kernels():
+    """Forget the kernels and the binding that are kept for the next launch: they compute nothing, or ought not to."""
+    from scratchnet.kernels.cuda import launch, products
+
+    for cached in (launch._module, launch._function, launch._prepared, products._binding):
+        cached.cache_clear()
 
 
 def _replace(monkeypatch, counts):
