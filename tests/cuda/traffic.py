@@ -86,10 +86,10 @@ def count(monkeypatch, width, batch, bfloat16, size=32):
 
 
 def forget_kernels():
-    """Forget the kernels and the binding that are kept for the next launch: they compute nothing, or ought not to."""
-    from scratchnet.kernels.cuda import launch, products
+    """Forget the kernels that are kept for the next launch: they compute nothing, or ought not to."""
+    from scratchnet.kernels.cuda import launch
 
-    for cached in (launch._module, launch._function, launch._prepared, products._binding):
+    for cached in (launch._module, launch._function, launch._prepared):
         cached.cache_clear()
 
 
