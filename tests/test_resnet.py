@@ -15,7 +15,7 @@ import scratchnet as sn
 from models import MobileNetV2, ResNet, UNet, resnet
 from scratchnet.array import to_device
 from scratchnet.models import from_checkpoint
-from scratchnet.program.flags import MODELS
+from scratchnet.program.flags import MODELS, parse
 from scratchnet.training import checkpoint
 from scratchnet.training.archive import CheckpointError
 from scratchnet.training.recorded import RecordedStep
@@ -327,6 +327,11 @@ def test_readmes_lines_on_networks_run():
 
 
 # The program -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_resnet_has_its_own_width_unless_another_is_given():
+    assert parse(["--model", "resnet34"], "").width == parse(["--preset", "resnet20"], "").width == 1.0
+    assert parse(["--model", "resnet34", "--width", "0.5"], "").width == parse([], "").width == 0.5
 
 
 def test_every_depth_can_be_asked_for():

@@ -107,7 +107,7 @@ def make_parser(description):
     add = group("network")
     add("--model", "which network", choices=MODELS, default="mobilenetv2")
     add("--variant", "which MobileNetV2", choices=VARIANTS, default="cifar")
-    add("--width", "factor on the channel counts", type=real("(0, 100]"), default=0.5)
+    add("--width", "factor on the channel counts; 1 for a ResNet unless given", type=real("(0, 100]"), default=0.5)
     add("--dropout", "probability before the classifier (the blog variant has none)", type=real("[0, 1)"), default=0.2)
     add("--zero-init-residual", "set the weight of each residual branch's last batch norm to 0 at first", **yes_or_no)
     add = group("training")
@@ -189,10 +189,14 @@ def parse(arguments, description):
         UsageError: an unknown flag, a value out of its range, flags that another one makes meaningless.
     """
     parser = make_parser(description)
-    first = Parser(add_help=False, allow_abbrev=False)  # the preset alone, so that --help can show its defaults
+    first = Parser(add_help=False, allow_abbrev=False)  # what decides defaults, so that --help can show them
     first.add_argument("--preset")
-    if (preset := first.parse_known_args(arguments)[0].preset) in PRESETS:
-        parser.set_defaults(preset=preset, **PRESETS[preset])
+    first.add_argument("--model")
+    known = first.parse_known_args(arguments)[0]
+    if known.model in MODELS[1:]:
+        parser.set_defaults(width=1.0)  # the paper's
+    if known.preset in PRESETS:
+        parser.set_defaults(preset=known.preset, **PRESETS[known.preset])
     unset = object()
     names = vars(parser.parse_known_args([])[0])
     found, unknown = parser.parse_known_args(arguments, argparse.Namespace(**dict.fromkeys(names, unset)))
