@@ -1,7 +1,7 @@
 """Suite-wide: hypothesis profiles, and two threads, so that slabs that share what they should not are seen.
 
 HYPOTHESIS_PROFILE=dev        20 drawn cases a property (the default)
-HYPOTHESIS_PROFILE=ci         60, the same ones every time (the default where CI is set)
+HYPOTHESIS_PROFILE=ci         100, the same ones every time (the default where CI is set)
 HYPOTHESIS_PROFILE=nightly    5,000, new ones every time, failures kept in .hypothesis
 HYPOTHESIS_PROFILE=mutation   20, the same ones every time, not shrunk: that it fails is all (mutation.py sets it)
 
@@ -29,7 +29,7 @@ settings.register_profile("dev", max_examples=20, deadline=None)
 settings.register_profile(
     "mutation", max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
 )
-settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, database=None)
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, database=None)
 settings.register_profile(
     "nightly", max_examples=5000, deadline=None, database=DirectoryBasedExampleDatabase(".hypothesis/examples")
 )
