@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for models/, which is not installed
 ENGINES = ("scratchnet", "onnxruntime", "torch")
 SECONDS = 1.5  # each child measures for about so long
-OPSET = 13
 
 
 def network(width):
@@ -55,65 +54,15 @@ def onnxruntime_logits(width, threads):
     """The same in onnxruntime."""
     import onnxruntime
 
+    from scratchnet.onnx import export
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "folded.onnx"
-        path.write_bytes(onnx_model(network(width).fold_batch_norm()))
+        export(network(width).fold_batch_norm(), path, (3, 32, 32))
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x})[0]
-
-
-def onnx_model(folded):
-    """A folded network as the bytes of an ONNX file."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    import scratchnet as sn
-
-    nodes, weights, value, forks = [], [], "x", []
-
-    def numbers(name, array):
-        weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    bounds = [numbers(name, np.float32(bound)) for name, bound in (("zero", 0), ("six", 6))]
-    for k, (name, layer) in enumerate(folded.chain()):
-        made, options = f"y{k}", {}
-        if isinstance(layer, sn.Conv2d):
-            kind, inputs = (
-                "Conv",
-                [value, numbers(f"{name}.w", layer.weight.data), numbers(f"{name}.b", layer.bias.data)],
-            )
-            options = {"strides": layer.stride, "pads": layer.padding * 2, "group": layer.groups}
-        elif isinstance(layer, sn.Linear):
-            kind, inputs = (
-                "Gemm",
-                [value, numbers(f"{name}.w", layer.weight.data), numbers(f"{name}.b", layer.bias.data)],
-            )
-            options = {"transB": 1}
-        elif isinstance(layer, sn.ReLU6):
-            kind, inputs = "Clip", [value, *bounds]
-        elif isinstance(layer, sn.GlobalAvgPool2d):
-            kind, inputs = "GlobalAveragePool", [value]
-        elif isinstance(layer, sn.Flatten):
-            kind, inputs = "Flatten", [value]
-        elif isinstance(layer, sn.Dropout):
-            continue
-        elif layer.opens:
-            forks.append(value)
-            continue
-        else:
-            kind, inputs = "Add", [forks.pop(), value]
-        nodes.append(helper.make_node(kind, inputs, [made], **options))
-        value = made
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])
-    y = helper.make_tensor_value_info(value, TensorProto.FLOAT, ["n", 10])
-    graph = helper.make_graph(nodes, "folded", [x], [y], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = 8
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
 
 
 def torch_logits(width, threads):

@@ -25,7 +25,8 @@ from profile_step import batch_for
 import scratchnet as sn
 from scratchnet.kernels.cpu.products import PANEL_BYTES
 from scratchnet.parallel.cuts import SLAB_BYTES, few_rows
-from scratchnet.plan import Fork, Join, plan
+from scratchnet.plan import plan
+from scratchnet.steps import Fork, Join
 from scratchnet.trace import trace_step
 
 CASES = {"cifar-1.0": 1.0, "cifar-0.5": 0.5}  # widths

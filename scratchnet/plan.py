@@ -21,11 +21,7 @@ from scratchnet.fused.program import ProgramStep, joined
 from scratchnet.fused.project import ProjectStep
 from scratchnet.layers.join import Mark
 from scratchnet.parallel.threads import computing
-from scratchnet.steps import Fork as Fork
-from scratchnet.steps import Join as Join
-from scratchnet.steps import LayerStep as LayerStep
-from scratchnet.steps import Turn as Turn
-from scratchnet.steps import is_ours
+from scratchnet.steps import Fork, Join, LayerStep, Turn, is_ours
 
 # how many layers, and the step for them; the first that fits is taken
 FUSIONS: tuple = (
@@ -85,7 +81,9 @@ class Plan:
 
     def forward(self, x):
         """y of the whole chain."""
-        layers = [layer for step in self.steps for layer in step.layers if is_ours(layer)]
+        layers = (
+            layer for step in self.steps for layer in step.layers if is_ours(layer)
+        )  # looked at for bfloat16 alone
         self._rounded = together.rounded(self.kind, layers)
         with computing(), together.walking(self.kind, self._rounded):
             for step in self.steps:

@@ -12,7 +12,8 @@ from scratchnet.array import to_device
 from scratchnet.layers.join import SUM
 from scratchnet.module import Module
 from scratchnet.parallel.threads import computing
-from scratchnet.plan import Fork, Join, LayerStep, Turn, aligned, plan, step_row, wanting_dx
+from scratchnet.plan import aligned, plan, step_row, wanting_dx
+from scratchnet.steps import Fork, Join, LayerStep, Turn
 
 
 class Step(NamedTuple):

@@ -24,8 +24,9 @@ from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.project import ProjectStep
 from scratchnet.kernels import compiled
 from scratchnet.layers.join import CONCAT, MULTIPLY, SUM
-from scratchnet.plan import Fork, Join, LayerStep, Turn, plan
+from scratchnet.plan import plan
 from scratchnet.program.memory import bytes_per_picture, too_large
+from scratchnet.steps import Fork, Join, LayerStep, Turn
 from scratchnet.trace import table, trace, trace_step
 from scratchnet.training.guard import first_bad_layer
 from scratchnet.training.trainer import train_step

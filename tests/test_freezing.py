@@ -22,7 +22,7 @@ from scratchnet.kernels.cuda import launch
 from scratchnet.layers.conv import depthwise_backward, grouped_backward, pointwise_backward
 from scratchnet.layers.linear import linear_backward, linear_forward
 from scratchnet.parallel import ranks
-from scratchnet.plan import Fork
+from scratchnet.steps import Fork
 from scratchnet.trace import trace_step
 from scratchnet.training.guard import first_bad_layer
 from scratchnet.training.recorded import RecordedStep

@@ -17,7 +17,8 @@ from scratchnet.fused.inference import FoldedStep
 from scratchnet.fused.pointwise import PointwiseStep
 from scratchnet.fused.project import ProjectStep
 from scratchnet.kernels import compiled
-from scratchnet.plan import Fork, Join, LayerStep, Plan
+from scratchnet.plan import Plan
+from scratchnet.steps import Fork, Join, LayerStep
 from scratchnet.trace import trace
 from scratchnet.training.guard import first_bad_layer
 

@@ -104,12 +104,12 @@ def test_the_gradients_of_weights_are_those_of_the_rounded_layers():
 
     # the same by hand, through the functions of the layers' files
     x1 = grids[0].grid.numbers(x) * grids[0].step - grids[0].grid.zero * grids[0].step
-    weight, bias = conv.rounded()
+    weight, bias = conv.multiplied()
     z, cache = conv2d_forward(x1, weight, bias, *conv.geometry, 1, "dense")
     h = grids[1].grid.numbers(z) * grids[1].step
     pooled = h.mean(axis=(2, 3))
     seen = (grids[2].grid.numbers(pooled) - grids[2].grid.zero) * grids[2].step
-    weight2, bias2 = linear.rounded()
+    weight2, bias2 = linear.multiplied()
     np.testing.assert_allclose(y, seen @ weight2.T + bias2, atol=1e-12)
     dseen, dweight2, dbias2 = linear_backward(dy, (np.ascontiguousarray(seen.T), weight2, True))
     low, high = grids[2].grid.ends

@@ -2,7 +2,7 @@
 
 Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html. Either comes in a binary version, whose records are
 one label byte (CIFAR-100: two, the coarse class and the fine one, which is used) and 3,072 pixel bytes, and in a Python
-version, as torchvision keeps it, of pickled dicts of the same: `pickled_arrays.py` executes nothing. The pixels
+version, as torchvision keeps it, of pickled dicts of the same (`pickled_arrays.py` reads them). The pixels
 are the red, green and blue plane, row by row, which is (3, 32, 32) as it stands. No archive is unpacked to disk: members
 are looked up by their exact names and read into memory. Whatever is wrong with a file ends in a `DataError`.
 """

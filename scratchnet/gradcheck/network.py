@@ -1,8 +1,9 @@
 """A network's wrong gradient comes from one of its layers: which one, and which layers are not seen at all."""
 
 from scratchnet.module import Module, Parameter
-from scratchnet.plan import Fork, LayerStep, Plan
+from scratchnet.plan import Plan
 from scratchnet.sequential import Sequential
+from scratchnet.steps import Fork, LayerStep
 
 
 def inputs(module, x):

@@ -270,12 +270,15 @@ class Conv2d(Module):
         """Raise ValueError where x of this shape has no room for the window."""
         require_room(self.name, shape, self.kernel_size, self.padding, self.dilation)
 
+    def multiplied(self):
+        """Weight and bias (or None) as forward multiplies with them: a subclass may round them."""
+        return self.weight.data, self.bias.data if self.bias else None
+
     def forward(self, x):
         """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
         self.check(x)
-        bias = self.bias.data if self.bias else None
         options = *self.geometry, self.groups, self.path
-        y, cache = conv2d_forward(x, self.weight.data, bias, *options)
+        y, cache = conv2d_forward(x, *self.multiplied(), *options)
         self.save_cache(cache, y)
         return y
 

@@ -64,10 +64,14 @@ class Linear(Module):
         """Multiplications, each with its addition, for one number of the output."""
         return self.weight.data.shape[1]
 
+    def multiplied(self):
+        """Weight and bias (or None) as forward multiplies with them: a subclass may round them."""
+        return self.weight.data, self.bias.data if self.bias else None
+
     def forward(self, x):
         """Compute y (N, out_features)."""
         self.require(x, "N", self.weight.data.shape[1])
-        y, cache = self.pair(kind_of(x)).forward(x, self.weight.data, self.bias.data if self.bias else None)
+        y, cache = self.pair(kind_of(x)).forward(x, *self.multiplied())
         self.save_cache(cache, y)
         return y
 

@@ -11,7 +11,7 @@ from scratchnet.data.folders import MOST_CLASSES
 from scratchnet.data.readers import load_pictures
 from scratchnet.data.shapes import draw_shapes
 from scratchnet.parallel import ranks
-from scratchnet.program.flags import NORMALISE
+from scratchnet.program.flags import MODELS, NORMALISE
 from scratchnet.program.memory import room
 from scratchnet.program.parser import UsageError
 from scratchnet.training.schema import TEXT, Kind, number, whole
@@ -98,7 +98,7 @@ def completed(config):
     """A checkpoint's configuration with the fields of `FED` that older ones do not have; any value may be in it."""
     if not isinstance(config, dict):
         return config
-    config = {"model": "mobilenetv2"} | config
+    config = {"model": MODELS[0]} | config
     data, normalise = config.get("data"), config.get("normalise")
     if isinstance(normalise, str) and normalise in NORMALISE:
         mean, std = NORMALISE[normalise]

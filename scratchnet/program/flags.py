@@ -105,7 +105,7 @@ def make_parser(description):
     )  # fmt: skip
     add("--crop-padding", "pixels of padding that a random crop is taken from", type=whole(0, 31), default=4)
     add = group("network")
-    add("--model", "which network", choices=MODELS, default="mobilenetv2")
+    add("--model", "which network", choices=MODELS, default=MODELS[0])
     add("--variant", "which MobileNetV2", choices=VARIANTS, default="cifar")
     add("--width", "factor on the channel counts; 1 for a ResNet unless given", type=real("(0, 100]"), default=0.5)
     add("--dropout", "probability before the classifier (the blog variant has none)", type=real("[0, 1)"), default=0.2)
@@ -216,7 +216,7 @@ def parse(arguments, description):
 
 def network_title(args):
     """What the network is, in words."""
-    if args.model == "mobilenetv2":
+    if args.model == MODELS[0]:
         return f"MobileNetV2 {args.variant}, width {args.width}"
     return f"ResNet-{args.model.removeprefix('resnet')}, width {args.width}"
 
@@ -229,7 +229,7 @@ def flags_of(header):
     """
     names = ("model", "variant", "width", "dropout", "image_size", "normalise", "seed")
     try:
-        config, epoch = {"model": "mobilenetv2"} | header["config"], header["epoch"]
+        config, epoch = {"model": MODELS[0]} | header["config"], header["epoch"]
         texts = {"title": config["title"], "name": config["data"]["name"], "sha256": config["data"]["sha256"]}
         typed = [f"{_flag(name)}={config[name]}" for name in names]
     except (KeyError, TypeError) as error:

@@ -115,12 +115,7 @@ def quantized(weight, bias, x_step, y_step):
     steps = row_steps(weight, x_step, y_step)
     rounded = row_numbers(weight, steps) * _columns(steps, weight)
     shift = None if bias is None else (bias_numbers(bias, steps, x_step) * (steps * x_step)).astype(weight.dtype)
-    return rounded.astype(weight.dtype), shift
-
-
-def straight_through(*gradients):
-    """dw and db from dŵ and db̂."""
-    return gradients  # (QUANT.8)
+    return rounded.astype(weight.dtype), shift  # a layer adds their gradients to the parameters' as they are: (QUANT.8)
 
 
 def _columns(steps, weight):

@@ -15,13 +15,12 @@ from scratchnet.array import to_device
 from scratchnet.branches import Branches, Residual
 from scratchnet.fused.inference import fold_batch_norm
 from scratchnet.layers.activation import ReLU, ReLU6
-from scratchnet.layers.conv import Conv2d, conv2d_backward, conv2d_forward
+from scratchnet.layers.conv import Conv2d
 from scratchnet.layers.dropout import Dropout
 from scratchnet.layers.join import Mark
-from scratchnet.layers.linear import Flatten, Linear, linear_backward, linear_forward
+from scratchnet.layers.linear import Flatten, Linear
 from scratchnet.layers.pool import GlobalAvgPool2d
 from scratchnet.module import Module
-from scratchnet.parameter import add_gradients
 from scratchnet.quantized.scheme import (
     LEVELS,
     QUANTIZE,
@@ -31,7 +30,6 @@ from scratchnet.quantized.scheme import (
     quantize_forward,
     quantized,
     snapped,
-    straight_through,
 )
 from scratchnet.sequential import Sequential
 
@@ -87,64 +85,29 @@ class Quantize(Module):
 
 
 class _Rounded:
-    """What the two layers with weights share: the grids before and behind them.
+    """Rounds weight and bias on the way into forward; their gradients go straight through.
 
     Attributes:
         grids: the `Quantize` before, and the one behind or None; a tuple, since they are no parts of the layer.
     """
 
     grids: Any = (None, None)
-    weight: Any
-    bias: Any
 
-    def rounded(self):
-        """ŵ and b̂."""
+    def multiplied(self):
+        """ŵ and b̂; while ranges are looked for, weight and bias as they are."""
+        weight, bias = super().multiplied()  # type: ignore[misc]
         before, behind = self.grids
-        bias = self.bias.data if self.bias else None
-        return quantized(self.weight.data, bias, before.step, behind.step if behind else 1.0)
-
-    def observing(self):
-        """Whether ranges are being looked for, with the weights as they are."""
-        return self.grids[0].seen is not None
+        if before.seen is not None:
+            return weight, bias
+        return quantized(weight, bias, before.step, behind.step if behind else 1.0)
 
 
 class QuantizedConv2d(_Rounded, Conv2d):
-    """A convolution whose weight and bias are rounded on the way into it; their gradients go straight through."""
-
-    def forward(self, x):
-        """Convolve x (N, C, H, W) -> (N, O, OH, OW)."""
-        if self.observing():
-            return super().forward(x)
-        self.check(x)
-        options = *self.geometry, self.groups, self.path
-        y, cache = conv2d_forward(x, *self.rounded(), *options)
-        self.save_cache(cache, y)
-        return y
-
-    def backward(self, dy):
-        """Return dx (N, C, H, W); add dweight and dbias."""
-        dx, *gradients = conv2d_backward(dy, self.take_cache(dy))
-        add_gradients((self.weight, self.bias), straight_through(*gradients))
-        return dx
+    """A convolution whose weight and bias are rounded."""
 
 
 class QuantizedLinear(_Rounded, Linear):
-    """A linear layer whose weight and bias are rounded on the way into it; their gradients go straight through."""
-
-    def forward(self, x):
-        """Compute y (N, out_features)."""
-        if self.observing():
-            return super().forward(x)
-        self.require(x, "N", self.weight.data.shape[1])
-        y, cache = linear_forward(x, *self.rounded())
-        self.save_cache(cache, y)
-        return y
-
-    def backward(self, dy):
-        """Return dx (N, in_features); add dweight and dbias."""
-        dx, *gradients = linear_backward(dy, self.take_cache(dy))
-        add_gradients((self.weight, self.bias), straight_through(*gradients))
-        return dx
+    """A linear layer whose weight and bias are rounded."""
 
 
 def quantize(model, batches):
