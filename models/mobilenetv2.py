@@ -75,10 +75,7 @@ class MobileNetV2(Network):
     ):  # fmt: skip
         if variant not in VARIANTS:
             raise ValueError(f"MobileNetV2: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
-        if num_classes < 1 or not width_mult > 0:
-            raise ValueError(
-                f"MobileNetV2: num_classes and width_mult must be positive, got {num_classes!r} and {width_mult!r}"
-            )
+        self.require_positive(num_classes, width_mult)
         rng = np.random.default_rng() if rng is None else rng
         v = VARIANTS[variant]
         make = {"dtype": dtype, "rng": rng}

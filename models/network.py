@@ -44,6 +44,13 @@ class Network(sn.Sequential):
         """Arguments that a state without a header may have been made with, the likeliest first."""
         raise NotImplementedError
 
+    def require_positive(self, num_classes, width_mult):
+        """Raise ValueError unless there is a class and a channel."""
+        if num_classes < 1 or not width_mult > 0:
+            raise ValueError(
+                f"{self.name}: num_classes and width_mult must be positive, got {num_classes!r} and {width_mult!r}"
+            )
+
     def config(self):
         """The arguments that make such a network; `sn.save` writes them into the file."""
         return {name: getattr(self, name) for name in (self.OUTPUTS, *self.ARGUMENTS)}

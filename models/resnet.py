@@ -66,10 +66,7 @@ class ResNet(Network):
     ):  # fmt: skip
         if depth not in DEPTHS:
             raise ValueError(f"ResNet: depth must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
-        if num_classes < 1 or not width_mult > 0:
-            raise ValueError(
-                f"ResNet: num_classes and width_mult must be positive, got {num_classes!r} and {width_mult!r}"
-            )
+        self.require_positive(num_classes, width_mult)
         shape = DEPTHS[depth]
         make = {"dtype": dtype, "rng": np.random.default_rng() if rng is None else rng}
         channels, *inner = channel_table(shape, width_mult)

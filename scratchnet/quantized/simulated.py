@@ -3,8 +3,9 @@
 Batch norm is folded first (fused/inference.py). Then every convolution multiplies with rounded weights, and behind it,
 behind the sum of a shortcut and behind a mean there is a `Quantize`, in the place of a rectifier where there was one.
 
-In float64 every number on a grid is the one that integer.py has: products and sums of a layer are then right to 2⁻⁴⁰ of a
-step or so, and since m is odd (QUANT.6) none of them lies nearer than 2⁻³⁶ to where rounding changes its mind.
+In float64 every number on a grid is the one that integer.py has: since m is odd (QUANT.6), no sum lies nearer than 2⁻ⁿ of a
+step to where rounding changes its mind, and float64 is right to far less than that. (Tests compare them all; no bound is
+proved for any weights whatever.)
 """
 
 import math
