@@ -31,9 +31,9 @@ def _windows(layer):
     return options | ({"dilations": layer.dilation} if hasattr(layer, "dilation") else {})
 
 
-def _conv(layer, x, made):
+def _conv(layer, x, made, given=None):
     options = _windows(layer) | {"group": layer.groups, "kernel_shape": layer.kernel_size}
-    return made.node("Conv", x, layer.weight.data, _data(layer.bias), **options)
+    return made.node("Conv", x, *(given or layer.multiplied()), **options)
 
 
 def _conv_transpose(layer, x, made):
@@ -42,8 +42,8 @@ def _conv_transpose(layer, x, made):
     return made.node("ConvTranspose", x, layer.weight.data, _data(layer.bias), **options)
 
 
-def _linear(layer, x, made):
-    return made.node("Gemm", x, layer.weight.data, _data(layer.bias), transB=1)
+def _linear(layer, x, made, given=None):
+    return made.node("Gemm", x, *(given or layer.multiplied()), transB=1)
 
 
 def _batch_norm(layer, x, made):
@@ -116,24 +116,9 @@ def _quantized(write):
             numbers = bias_numbers(layer.bias.data, steps, before).astype(np.int32)
             bias = made.node("DequantizeLinear", numbers, (steps * before).astype(made.dtype), **options)
         weight = made.node("DequantizeLinear", weight, steps.astype(made.dtype), **options)
-        return write(_Rounded(layer, weight, bias), x, made)
+        return write(layer, x, made, (weight, bias))
 
     return written
-
-
-class _Rounded:
-    """A layer whose weight and bias are names of values."""
-
-    def __init__(self, layer, weight, bias):
-        self._layer, self.weight, self.bias = layer, _Named(weight), _Named(bias) if bias else None
-
-    def __getattr__(self, name):
-        return getattr(self._layer, name)
-
-
-class _Named:
-    def __init__(self, data):
-        self.data = data
 
 
 JOINS: dict[str, tuple[str, dict]] = {
