@@ -78,6 +78,7 @@ def texts(kind, arguments, root):
         ("formula", "TWO.2", "dx = 2 dy        (TWO.2)", 5),
         ("result", 'scratchnet/page.md "two |"', "| run | loss |\n| --- | --- |\n| two | 0.7 |", 3),
         ("result", "scratchnet/page.md 'In all'", "In all 0.6.", 8),
+        ("result", "scratchnet/page.md 0.7 'In all'", "| two | 0.7 |\nIn all 0.6.", 6),
     ],
 )  # fmt: skip
 def test_what_is_asked_for(root, kind, arguments, expected, first):
@@ -105,7 +106,8 @@ def test_several_tags_are_several_quotations(root):
         ("formula", "THREE.1", r"no file derives \(THREE.1\)"),
         ("lines", "(TWO.1)", "is no tag"),
         ("result", 'scratchnet/page.md "three"', "no line of scratchnet/page.md contains 'three'"),
-        ("result", "scratchnet/page.md two |", "expected a file and one text"),
+        ("result", "scratchnet/page.md one three", "no line of scratchnet/page.md contains 'three'"),
+        ("result", "scratchnet/page.md", "expected a file and a text"),
     ],
 )
 def test_what_is_not_there_is_an_error(root, kind, arguments, complaint):

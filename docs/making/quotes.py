@@ -5,7 +5,7 @@ A quotation is a line of its own in a page:
     [[code scratchnet/layers/linear.py linear_backward]]     a function, class, `Class.method` or constant
     [[lines LIN.2 LIN.3]]                                     the statements that carry these tags
     [[formula LIN.2]]                                         what the owning file's docstring derives beside the tag
-    [[result docs/results/eight-bits.md "| ReLU6"]]           the lines of that file which contain the text
+    [[result docs/results/eight-bits.md "| ReLU6"]]           its lines that contain the text, or one of several
 
 Each is found by name, so that a page cannot say what the code no longer does: a name, a tag or a text that is not there is
 a `LookupError`, which stops the build.
@@ -35,10 +35,10 @@ class Quote(NamedTuple):
 def quote(kind, arguments, root=ROOT):
     """The quotations, a list, that `[[kind arguments]]` asks for."""
     if kind == "result":
-        path, *text = shlex.split(arguments)
-        if len(text) != 1:
-            raise LookupError(f'[[result {arguments}]]: expected a file and one text in "…"')
-        return [result(path, text[0], root)]
+        path, *texts = shlex.split(arguments)
+        if not texts:
+            raise LookupError(f'[[result {arguments}]]: expected a file and a text in "…"')
+        return [result(path, texts, root)]
     words = arguments.split()
     if kind == "code":
         if len(words) != 2:
@@ -159,12 +159,13 @@ def formula(tag, root=ROOT):
     return Quote(path, dedented(text, list(range(first, end + 1))), "text")
 
 
-def result(path, text, root=ROOT):
-    """The lines of a file that contain the text; of a table's rows, its head as well."""
+def result(path, texts, root=ROOT):
+    """The lines of a file that contain one of the texts; of a table's rows, its head as well."""
     rows = read(path, root).splitlines()
-    found = [number for number, row in enumerate(rows, 1) if text in row]
-    if not found:
-        raise LookupError(f"no line of {path} contains {text!r}")
+    for text in texts:
+        if not any(text in row for row in rows):
+            raise LookupError(f"no line of {path} contains {text!r}")
+    found = [number for number, row in enumerate(rows, 1) if any(text in row for text in texts)]
     if not all(rows[number - 1].startswith("|") for number in found):
         return Quote(path, [(number, rows[number - 1]) for number in found], "text")
     head = found[0]

@@ -43,15 +43,15 @@ def rows(text, language, numbers, anchored):
     lexer = get_lexer_by_name(language, stripnl=False, ensurenl=False)
     lines = highlight(text, lexer, HtmlFormatter(nowrap=True)).rstrip("\n").split("\n")
     if anchored:
-        number = '<a class="number" id="L{0}" href="#L{0}" data-number="{0}" aria-label="line {0}"></a>'
+        number = '<a class="number" href="#L{0}" data-number="{0}" aria-label="line {0}"></a>'
+        each = f'<span class="row" id="L{{0}}">{number}{{1}}</span>'
     else:
-        number = '<span class="number" data-number="{0}"></span>'
-    each = f'<span class="row">{number}{{1}}</span>'
+        each = '<span class="row"><span class="number" data-number="{0}"></span>{1}</span>'
     return "\n".join(each.format(number, line) for number, line in zip(numbers, lines, strict=True))
 
 
 def quotation(quote, link):
-    """A quotation as HTML, with its file and lines as a caption; `link(path, line)`: the address of a source."""
+    """A quotation as HTML, with its file and lines as a caption that leads there."""
     numbers = [number for number, _ in quote.lines]
     text = "\n".join(line for _, line in quote.lines)
     run = f"line {numbers[0]}" if len(numbers) == 1 else f"lines {numbers[0]}–{numbers[-1]}"
@@ -60,7 +60,7 @@ def quotation(quote, link):
         run = "" if quote.path.endswith(".md") else f", {run}"
     else:
         inside, run = rows(text, quote.language, numbers, anchored=False), f", {run}"
-    where = f'<a href="{link(quote.path, numbers[0])}">{quote.path}</a>{run}'
+    where = f'<a href="{link}">{quote.path}</a>{run}'
     return (
         f'<figure class="quote {quote.language}"><div class="highlight"><pre tabindex="0"><code>{inside}</code></pre></div>'
         f"<figcaption>{where}</figcaption></figure>"
