@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from functools import partial
-from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -35,22 +34,16 @@ def site(tmp_path_factory):
     return folder
 
 
-class Page(HTMLParser):
+class Page:
     """What a page links to and loads, and which places in it can be linked to."""
 
     def __init__(self, text):
-        super().__init__()
-        self.links, self.loads, self.ids = [], [], {""}
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
-        if tag == "a" and "href" in found:
-            self.links.append(found["href"])
-        elif tag == "link" and found.get("rel") not in ("next", "prev", "canonical"):
-            self.loads.append(found["href"])
-        self.loads += [found[name] for name in ("src", "srcset", "poster", "data") if found.get(name)]
+        tags = re.findall(r"<[a-zA-Z][^>]*>", text)
+        self.ids = {""} | {name for tag in tags for name in re.findall(r'\b(?:id|name)="([^"]+)"', tag)}
+        self.links = [link for tag in tags if tag.startswith("<a ") for link in re.findall(r'\bhref="([^"]*)"', tag)]
+        self.loads = [load for tag in tags for load in re.findall(r'\b(?:src|srcset|poster|data)="([^"]+)"', tag)]
+        self.loads += re.findall(r'<link rel="(?:stylesheet|icon|preload|preconnect)"[^>]*\bhref="([^"]*)"', text)
+        self.loads += re.findall(r'<link [^>]*\bhref="([^"]*)"[^>]* rel="(?:stylesheet|icon|preload|preconnect)"', text)
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +130,14 @@ def test_the_search_finds_a_chapter(address, page):
     page.goto(f"{address}/index.html")
     page.locator(".md-search__input").fill("covariance")
     page.locator(".md-search-result__link", has_text="Batch norm inside a convolution").first.wait_for()
+
+
+def test_a_copied_example_is_the_program_without_its_output(address, page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{address}/index.html")
+    block = page.locator(".highlight", has_text=">>> import numpy").first
+    block.hover()
+    block.locator(".copy").click()
+    block.get_by_text("copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("import numpy as np\nimport scratchnet as sn\n") and "True" not in copied.splitlines()
