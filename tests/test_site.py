@@ -28,7 +28,7 @@ def site(tmp_path_factory):
     for module in ("mkdocs", "material", "mkdocstrings", "quickjs"):
         pytest.importorskip(module, reason="the site is built with the extra `docs`: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -20,8 +20,10 @@ RENDER = """(latex, display) => [katex.renderToString(latex, {
 @functools.cache
 def engine():
     """The function (latex, displayed?) -> HTML."""
-    import quickjs
-
+    try:
+        import quickjs
+    except ImportError as error:
+        raise ImportError("the site's formulas are rendered by QuickJS: pip install -e '.[docs]'") from error
     context = quickjs.Context()
     context.eval(KATEX.read_text(encoding="utf-8"))
     return context.eval(RENDER)
@@ -30,11 +32,12 @@ def engine():
 @functools.cache
 def render(latex, displayed):
     """The HTML of one formula, and MathML for screen readers within it; ValueError says what KaTeX does not understand."""
-    import quickjs
+    run = engine()
+    from quickjs import JSException
 
     try:
-        return engine()(latex, displayed)
-    except quickjs.JSException as error:
+        return run(latex, displayed)
+    except JSException as error:
         raise ValueError(f"formula {latex!r}: {str(error).splitlines()[0]}") from None
 
 
