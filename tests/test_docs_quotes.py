@@ -1,7 +1,7 @@
 """What pages quote from the repository (docs/making/quotes.py): the lines that are asked for, or an error, never others."""
 
 import pytest
-from quotes import QUOTE, ROOT, quote
+from quotes import QUOTE, ROOT, RUN, joined, quote
 
 SOURCE = '''\
 """A layer.
@@ -115,11 +115,22 @@ def test_what_is_not_there_is_an_error(root, kind, arguments, complaint):
         quote(kind, arguments, root)
 
 
+def test_single_lines_of_one_file_stand_together(root):
+    found = joined(quote("lines", "TWO.2 TWO.1", root) + quote("code", "scratchnet/layer.py TABLE", root))
+    assert [[number for number, _ in each.lines] for each in found] == [[17, 18, 19, 20, 32, 35], [8, 9, 10, 11]]
+    assert len(joined(quote("formula", "TWO.1", root) + quote("lines", "TWO.1", root))) == 2
+
+
 def test_a_quotation_is_a_line_of_its_own():
     assert QUOTE.findall("[[code a.py f]]\nas in [[lines A.1]] or\n[[formula A.1]] \n") == [
         ("code", "a.py f"),
         ("formula", "A.1"),
     ]
+
+
+def test_a_run_of_quotations_ends_at_the_text_behind_it():
+    text = "one\n\n[[lines A.1]]\n\n[[lines A.2]]\n\ntwo\n[[lines A.3]]"
+    assert RUN.sub("-", text) == "one\n\n-two\n-"
 
 
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if QUOTE.search(page.read_text(encoding="utf-8"))]

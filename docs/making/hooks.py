@@ -6,6 +6,7 @@ An error of a page names it and stops the build.
 import posixpath
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from mkdocs.exceptions import PluginError
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import formulas  # noqa: E402
 import sources  # noqa: E402
-from quotes import QUOTE, ROOT, quote  # noqa: E402
+from quotes import QUOTE, ROOT, RUN, joined, quote  # noqa: E402
 
 DESCRIBED = ("scratchnet", "models")  # folders to whose files the API reference leads
 HEAD = "---\ntitle: {0}\nhide: [navigation, toc]\nsearch: {{exclude: true}}\n---\n# {0}\n\n"
@@ -39,7 +40,18 @@ def on_files(files, config):
         text = HEAD.format(name) + f'<div data-source="{name}"></div>\n'
         file = File.generated(config, sources.address(name), content=text, inclusion=InclusionLevel.NOT_IN_NAV)
         files.append(file)
+    files.append(File.generated(config, "explorer.html", content=explorer()))
     return files
+
+
+def explorer():
+    """The explorer's ready-made page: a small network, trained on drawn shapes, and one step of it."""
+    from scratchnet.explore import demo
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "explorer.html")
+        demo(path)
+        return path.read_text(encoding="utf-8")
 
 
 def below(path):
@@ -55,17 +67,22 @@ def on_page_markdown(markdown, page, config, files):
     """Put a placeholder for each quotation, and lead links out of docs/ to the pages of sources."""
     name = page.file.src_uri
     made[name] = []
-
-    def one(match):
-        try:
-            quotes = quote(match[1], match[2])
-        except (LookupError, SyntaxError) as error:
-            raise PluginError(f"{name}: {match[0]}: {error}") from None
-        return "\n".join(placed(each, page) for each in quotes)
-
     parts = FENCE.split(markdown)
-    parts[::2] = [LINK.sub(lambda match: led(match, name), QUOTE.sub(one, part)) for part in parts[::2]]
+    parts[::2] = [
+        LINK.sub(lambda match: led(match, name), RUN.sub(lambda run: quoted(run[0], page), part)) for part in parts[::2]
+    ]
     return "".join(parts)
+
+
+def quoted(run, page):
+    """The quotations that a run of lines asks for, in Markdown."""
+    found = []
+    for match in QUOTE.finditer(run):
+        try:
+            found += quote(match[1], match[2])
+        except (LookupError, SyntaxError) as error:
+            raise PluginError(f"{page.file.src_uri}: {match[0]}: {error}") from None
+    return "\n".join(placed(each, page) for each in joined(found)) + "\n"
 
 
 def placed(quotation, page):

@@ -23,13 +23,20 @@ ROOT = Path(__file__).resolve().parents[2]
 QUOTE = re.compile(r"^\[\[(code|lines|formula|result) (.+)\]\][ \t]*$", re.M)
 CONTINUED = 24  # a docstring's line that is indented this far goes on with the line before
 
+RUN = re.compile(rf"(?:{QUOTE.pattern}\s*)+", re.M)  # with nothing between them
+
 
 class Quote(NamedTuple):
-    """Lines of one file: `lines` are pairs (number, text); `language` is a lexer's name, or "table" for rows of a table."""
+    """Lines of one file.
+
+    lines: pairs (number, text).  language: a lexer's name, or "table" for rows of a table.  single: whether they are some
+    lines of many, and may stand with others of the same file.
+    """
 
     path: str
     lines: list
     language: str
+    single: bool = False
 
 
 def quote(kind, arguments, root=ROOT):
@@ -45,6 +52,17 @@ def quote(kind, arguments, root=ROOT):
             raise LookupError(f"[[code {arguments}]]: expected a file and a name")
         return [code(*words, root)]
     return [{"lines": lines, "formula": formula}[kind](word, root) for word in words]
+
+
+def joined(quotes):
+    """Quotations that follow one another, with neighbouring single lines of one file as one quotation."""
+    found: list = []
+    for each in quotes:
+        if found and each.single and found[-1].single and found[-1][::2] == each[::2]:
+            found[-1] = each._replace(lines=sorted({*found[-1].lines, *each.lines}))
+        else:
+            found.append(each)
+    return found
 
 
 def read(path, root):
@@ -135,7 +153,7 @@ def lines(tag, root=ROOT):
         numbers += [number for number in range(first, last + 1) if number not in numbers]
     if not numbers:
         raise LookupError(f"no line of {path} carries ({tag})")
-    return Quote(path, dedented_each(text, numbers), "python")
+    return Quote(path, dedented_each(text, numbers), "python", single=True)
 
 
 def dedented_each(text, numbers):
@@ -156,7 +174,7 @@ def formula(tag, root=ROOT):
     first = end
     while first > 1 and len(rows[first - 1]) - len(rows[first - 1].lstrip()) >= CONTINUED:
         first -= 1
-    return Quote(path, dedented(text, list(range(first, end + 1))), "text")
+    return Quote(path, dedented(text, list(range(first, end + 1))), "text", single=True)
 
 
 def result(path, texts, root=ROOT):

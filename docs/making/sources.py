@@ -55,6 +55,8 @@ def quotation(quote, link):
     numbers = [number for number, _ in quote.lines]
     text = "\n".join(line for _, line in quote.lines)
     run = f"line {numbers[0]}" if len(numbers) == 1 else f"lines {numbers[0]}–{numbers[-1]}"
+    if quote.single and len(numbers) <= numbers[-1] - numbers[0]:
+        run = "lines " + ", ".join(map(str, numbers))
     if quote.language == "text":
         inside = "\n".join(f'<span class="row">{html.escape(line)}</span>' for _, line in quote.lines)
         run = "" if quote.path.endswith(".md") else f", {run}"
