@@ -1,14 +1,13 @@
 """ResNets and U-Net: equal to PyTorch, logits, loss, gradients and running statistics; names and files; the program."""
 
 import json
-import re
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from device import on_a_few_shapes, on_the_host
 from hostmodule import has_compiler
+from snippets import block_with
 from strategies import normal
 
 import scratchnet as sn
@@ -318,12 +317,10 @@ def test_a_unet_learns_where_a_square_is():
     assert ((network.eval()(x) > 0) == target).mean() > 0.97  # to say "nowhere" is right at 0.86 of the pixels
 
 
-def test_readmes_lines_on_networks_run():
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "UNet(" in block)
-    names = {"sn": sn, "np": np, "rng": np.random.default_rng(0)}
-    exec(code, names)
-    assert names["logits"].shape == (8, 10) and names["masks"].shape == (8, 1, 32, 32)
+def test_the_networks_that_the_guide_shows_have_the_shapes_that_it_says():
+    names = {}
+    exec(block_with("UNet("), names)
+    assert names["logits"].shape == names["deeper"].shape == (8, 10) and names["masks"].shape == (8, 1, 32, 32)
 
 
 # The program -----------------------------------------------------------------------------------------------------------
