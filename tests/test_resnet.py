@@ -23,56 +23,6 @@ from scratchnet.training.step import train_step
 # PyTorch's -----------------------------------------------------------------------------------------------------------
 
 
-def torch_resnet(torch, shape, classes, width):
-    """The same written in PyTorch, with torchvision's names."""
-    nn = torch.nn
-
-    class Block(nn.Module):
-        def __init__(self, channels, inner, stride):
-            super().__init__()
-            out = inner * (4 if shape.bottleneck else 1)
-            convs = [(channels, inner, 1, 1, 0), (inner, inner, 3, stride, 1), (inner, out, 1, 1, 0)]
-            if not shape.bottleneck:
-                convs = [(channels, inner, 3, stride, 1), (inner, inner, 3, 1, 1)]
-            self.count = len(convs)
-            for k, sizes in enumerate(convs, 1):
-                setattr(self, f"conv{k}", nn.Conv2d(*sizes, bias=False))
-                setattr(self, f"bn{k}", nn.BatchNorm2d(sizes[1]))
-            self.downsample = None
-            if stride != 1 or channels != out:
-                self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-        def forward(self, x):
-            y = x
-            for k in range(1, self.count + 1):
-                y = getattr(self, f"bn{k}")(getattr(self, f"conv{k}")(y))
-                y = torch.relu(y) if k < self.count else y
-            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            channels = round(shape.channels * width)
-            stem = (7, 2, 3) if shape.large else (3, 1, 1)
-            self.conv1, self.bn1 = nn.Conv2d(3, channels, *stem, bias=False), nn.BatchNorm2d(channels)
-            for stage, count in enumerate(shape.blocks):
-                inner, blocks = round(shape.channels * 2**stage * width), []
-                for k in range(count):
-                    blocks.append(Block(channels, inner, 2 if stage and not k else 1))
-                    channels = inner * (4 if shape.bottleneck else 1)
-                setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-            self.fc = nn.Linear(channels, classes)
-
-        def forward(self, x):
-            x = torch.relu(self.bn1(self.conv1(x)))
-            x = nn.functional.max_pool2d(x, 3, 2, 1) if shape.large else x
-            for stage in range(len(shape.blocks)):
-                x = getattr(self, f"layer{stage + 1}")(x)
-            return self.fc(x.mean(dim=(2, 3)))
-
-    return Net().double()
-
-
 def torch_unet(torch, ins, outs, channels, levels):
     nn = torch.nn
 
@@ -142,8 +92,10 @@ def held_to_torch(torch, ours, theirs, shape):
 )
 def test_a_resnet_is_pytorchs(depth, width, side):
     torch = pytest.importorskip("torch")
+    from benchmarks.torch_resnet import TorchResNet
+
     ours = ResNet(depth, 7, width, dtype=np.float64, rng=np.random.default_rng(0))
-    held_to_torch(torch, ours, torch_resnet(torch, resnet.DEPTHS[depth], 7, width), (3, 3, side, side + 2))
+    held_to_torch(torch, ours, TorchResNet(resnet.DEPTHS[depth], 7, width).double(), (3, 3, side, side + 2))
 
 
 def test_a_unet_is_pytorchs():
