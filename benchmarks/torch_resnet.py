@@ -1,6 +1,5 @@
 """ResNets in PyTorch, with torchvision's names: the peer of the benchmarks and the judge of the parity tests."""
 
-import torch
 from torch import nn
 
 
