@@ -18,12 +18,13 @@ def draw():
             arrow(axes, (x, backward + 26), (x, 306), BACKWARD)
             label(axes, x, 320, "dW, db: added", BACKWARD, 10.5)
     ends = [62, *(x for x, *_ in layers), 738]
-    for k, (one, other, y, dy) in enumerate(zip(ends[:-1], ends[1:], ("x", "h", "a", "z"), ("dx", "dh", "da", "dz"), strict=True)):
+    for k, name in enumerate("xhaz"):
+        one, other = ends[k : k + 2]
         start, end = one + (58 if k else 0), other - (58 if k < 3 else 0)
         arrow(axes, (start, forward), (end, forward), FORWARD)
         arrow(axes, (end, backward), (start, backward), BACKWARD)
-        label(axes, (start + end) / 2, forward - 14, y, FORWARD, 12)
-        label(axes, (start + end) / 2, backward - 14, dy, BACKWARD, 12)
+        label(axes, (start + end) / 2, forward - 14, name, FORWARD, 12)
+        label(axes, (start + end) / 2, backward - 14, f"d{name}", BACKWARD, 12)
     label(axes, 744, forward, "loss", INK, 12, ha="left")
     label(axes, 744, backward, "loss", INK, 12, ha="left")
     label(axes, 400, 24, "forward: in this order, each keeps what it will need", FORWARD, 12, weight="bold")

@@ -29,9 +29,8 @@ def draw():
     def said(**values):
         return [f"{name} = {value:g}" for name, value in values.items()]
 
-    lane(120, FORWARD, ("fork", "a = 3 x", "b = x²", "y = a + b"), said(x=X) + said(x=X) * 2 + said(a=A, b=B, y=A + B), False)
-    back = said(dx=DA + DB, da=DA, db=DB) + ["dy = 1", "dy = 1", "dy = 1"]
-    back[1:3] = f"{DA:g}", f"{DB:g}"
+    lane(120, FORWARD, ("fork", "a = 3 x", "b = x²", "y = a + b"), said(x=X) * 3 + said(a=A, b=B, y=A + B), False)
+    back = [*said(dx=DA + DB), f"{DA:g}", f"{DB:g}", *said(dy=DY) * 3]
     lane(320, BACKWARD, ("add", "3 · dy", "2 x · dy", "fork"), back, True)
     label(axes, 400, 24, "forward", FORWARD, 12, weight="bold")
     label(axes, 400, 224, "backward", BACKWARD, 12, weight="bold")

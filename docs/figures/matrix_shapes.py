@@ -23,19 +23,22 @@ def matrix(axes, left, middle, name, rows, columns, color, sum_over):
 def draw():
     """A row for each product."""
     figure, axes = sheet(800, 430)
+    colors = {"Y": FORWARD, "X": FORWARD, "Xᵀ": FORWARD, "W": WEIGHT, "Wᵀ": WEIGHT}
     rows = (
-        (75, ("Y", "O", "N", FORWARD), ("W", "O", "F", WEIGHT), ("X", "F", "N", FORWARD), "F", "forward: sums over features"),
-        (205, ("dW", "O", "F", BACKWARD), ("dY", "O", "N", BACKWARD), ("Xᵀ", "N", "F", FORWARD), "N", "dW: sums over pictures"),
-        (340, ("dX", "F", "N", BACKWARD), ("Wᵀ", "F", "O", WEIGHT), ("dY", "O", "N", BACKWARD), "O", "dX: sums over outputs"),
+        (75, ("Y", "O", "N"), ("W", "O", "F"), ("X", "F", "N"), "forward: sums over features"),
+        (205, ("dW", "O", "F"), ("dY", "O", "N"), ("Xᵀ", "N", "F"), "dW: sums over pictures"),
+        (340, ("dX", "F", "N"), ("Wᵀ", "F", "O"), ("dY", "O", "N"), "dX: sums over outputs"),
     )
-    for middle, result, left_factor, right_factor, sum_over, said in rows:
+    for middle, *names, said in rows:
+        result, first, second = ((*name, colors.get(name[0], BACKWARD)) for name in names)
         matrix(axes, 40, middle, *result, None)
         label(axes, 180, middle, "=", INK, 16)
-        width = matrix(axes, 230, middle, *left_factor, sum_over)
+        width = matrix(axes, 230, middle, *first, first[2])
         label(axes, 230 + width + 26, middle, "·", INK, 18)
-        matrix(axes, 230 + width + 62, middle, *right_factor, sum_over)
+        matrix(axes, 230 + width + 62, middle, *second, first[2])
         label(axes, 540, middle, said, INK, 12, ha="left")
-    label(axes, 40, 418, "thick: the side that a product sums over, and that its result does not have", INK, 10, ha="left")
+    said = "thick: the side that a product sums over, and that its result does not have"
+    label(axes, 40, 418, said, INK, 10, ha="left")
     save(figure, __file__)
 
 

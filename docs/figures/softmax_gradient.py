@@ -27,11 +27,13 @@ def draw():
         axes.add_patch(Rectangle((left, floor - p[k] * height), 62, p[k] * height, fc="#9dc0e6", ec=FORWARD))
         level = floor - target * height
         axes.plot([left - 8, left + 112], [level, level], color=INK, lw=3)
-        arrow(axes, (left + 90, level), (left + 90, floor - p[k] * height), BACKWARD, width=2.4, head=min(14, 200 * abs(dz[k])))
+        ends = (left + 90, level), (left + 90, floor - p[k] * height)
+        arrow(axes, *ends, BACKWARD, width=2.4, head=min(14, 200 * abs(dz[k])))
         for y, text, color in ((335, short(LOGITS[0, k]), INK), (365, short(p[k]), FORWARD), (395, short(target), INK)):
             label(axes, left + 52, y, text, color, 11)
         label(axes, left + 52, 428, short(dz[k]), BACKWARD, 12, weight="bold")
-        label(axes, left + 52, 24, f"{name}, the right one" if target else name, INK, 11, weight="bold" if target else None)
+        title, weight = (f"{name}, the right one", "bold") if target else (name, None)
+        label(axes, left + 52, 24, title, INK, 11, weight=weight)
     for y, text, color in ((335, "logit z", INK), (365, "p (bars)", FORWARD), (395, "t (lines)", INK)):
         label(axes, 20, y, text, color, 11, ha="left")
     label(axes, 20, 428, "dz = p − t", BACKWARD, 12, ha="left", weight="bold")
