@@ -10,12 +10,12 @@ The target is the right class, smoothed by ε so that the network need not push 
 Backward. ∂ log pₖ/∂zⱼ = [k = j] - pⱼ by (CE.1), and Σₖ tₖ = 1, so
     dzⱼ = -Σₖ tₖ ([k = j] - pⱼ) / N = (pⱼ - tⱼ) / N                                          (CE.4)
 The gradient of each picture sums to 0: a shift of all logits changes nothing.
-A sum instead of the mean is both, loss and gradient, times the number of pictures of all ranks          (CE.5)
+With a sum in place of the mean, loss and gradient are N times as large, N the pictures of all ranks     (CE.5)
 
 Where classes weigh w, and pictures whose label is `ignore_index` count for nothing (cₙ = 0, else 1),
     tₖ = cₙ wₖ · ((1 - ε) · [k = label] + ε/K)                                              (WCE.1)
     loss = -Σₖ tₖ log pₖ, summed over the pictures and divided by Σₙ cₙ w[label]             (WCE.2)
-which is PyTorch's mean. The sum of t is no longer 1, so of ∂ log pₖ/∂zⱼ = [k = j] - pⱼ is left
+which is PyTorch's mean. The sum of t is no longer 1, and ∂ log pₖ/∂zⱼ = [k = j] - pⱼ now gives
     dzⱼ = (pⱼ · Σₖ tₖ - tⱼ) / Σₙ cₙ w[label]                                                 (WCE.3)
 Sources: Goodfellow et al. 2016, §6.2.2.3; label smoothing: Szegedy et al. 2016, §7.
 """
