@@ -10,7 +10,7 @@ import griffe
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Examples|Usage):$")
-QUOTED = re.compile(r"(`[^`]*`)")
+KEPT = re.compile(r"(`[^`]*`|(?<![\w*])\*\w(?:[^*]*\w)?\*(?![\w*]))")  # code, and emphasis
 
 
 def markdown(text):
@@ -43,9 +43,10 @@ def markdown(text):
 
 
 def escaped(line):
-    """Stars, brackets and angles of a line of prose as signs, but not within backticks."""
-    parts = QUOTED.split(line)
-    return "".join(part if part.startswith("`") else re.sub(r"([*\[\]<_$])", r"\\\1", part) for part in parts)
+    """Stars, brackets and angles of a line of prose as signs, but within backticks and around what is emphasised."""
+    parts = KEPT.split(line)
+    parts[::2] = [re.sub(r"([*\[\]<_$])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 class Docstrings(griffe.Extension):
