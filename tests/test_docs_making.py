@@ -1,5 +1,7 @@
 """How the site is made of pages, docstrings and formulas (docs/making/); tests/test_docs_quotes.py has the quotations."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -76,7 +78,8 @@ def test_links_out_of_the_docs_lead_to_the_pages_of_sources():
     from hooks import on_page_markdown
 
     text = """\
-[a](../../scratchnet/module.py) [b](../../scratchnet/layers) [c](../results/best) [d](02-linear.md#x)
+[a](../../scratchnet/module.py) [b](../../scratchnet/layers) [c](../results/best)
+[d](02-linear.md#x)
 [e](../../tests/nothing.py)
 [f](../figures/forward_backward.svg) [g](../figures/forward_backward.py) [h](#here)
 ```
@@ -84,7 +87,8 @@ def test_links_out_of_the_docs_lead_to_the_pages_of_sources():
 ```
 """
     expected = """\
-[a](../source/scratchnet/module.py.md) [b](../source/scratchnet/layers.md) [c](../source/docs/results/best.md) [d](02-linear.md#x)
+[a](../source/scratchnet/module.py.md) [b](../source/scratchnet/layers.md) [c](../source/docs/results/best.md)
+[d](02-linear.md#x)
 [e](../../tests/nothing.py)
 [f](../figures/forward_backward.svg) [g](../source/docs/figures/forward_backward.py.md) [h](#here)
 ```
@@ -114,3 +118,17 @@ def test_a_wrong_formula_stops_the_build_and_names_the_page():
 
     with pytest.raises(PluginError, match=r"course/page.md: formula .*nosuch"):
         on_page_content(r'<div class="arithmatex">\[\nosuch\]</div>', page_of("course/page.md"), None, None)
+
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def test_every_figure_is_made_by_a_script_beside_it():
+    figures = sorted((DOCS / "figures").glob("*.svg"))
+    assert figures and [figure.name for figure in figures if not figure.with_suffix(".py").is_file()] == []
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_every_picture_of_a_page_says_what_one_sees(page):
+    for alt in re.findall(r"!\[([^\]]*)\]\(", page.read_text(encoding="utf-8")):
+        assert len(alt.split()) > 5, alt
