@@ -1,11 +1,11 @@
 """A convolution along one axis as a matrix, in four geometries: chapter 7."""
 
 import numpy as np
-from drawing import BLUE, GREEN, ORANGE, plt, save
+from _drawing import FORWARD, plt, save
 
 from scratchnet.windows import output_size, tap_slices
 
-COLOURS = BLUE, ORANGE, GREEN
+COLOURS = FORWARD, "#c2620a", "#2b7a45"
 
 
 def taps_of(size, kernel, stride, padding):

@@ -7,14 +7,14 @@ import re
 from math import prod
 from pathlib import Path
 
-from drawing import BLUE, GREEN, GREY, ORANGE, plt, save
+from _drawing import BACKWARD, FORWARD, WEIGHT, plt, save
 
 PICTURES = 64
 LOOKS = {
-    "depthwise + BN + ReLU6": (ORANGE, "s", "depthwise 3×3, its batch norm and ReLU6"),
-    "1×1": (BLUE, "o", "1×1"),
-    "1×1 + BN + ReLU6": (GREEN, "^", "1×1, its batch norm and ReLU6"),
-    "Conv2d": (GREY, "D", "dense 3×3, on 3 channels"),
+    "depthwise + BN + ReLU6": (BACKWARD, "s", "depthwise 3×3, its batch norm and ReLU6"),
+    "1×1": (FORWARD, "o", "1×1"),
+    "1×1 + BN + ReLU6": ("#2b7a45", "^", "1×1, its batch norm and ReLU6"),
+    "Conv2d": (WEIGHT, "D", "dense 3×3, on 3 channels"),
 }
 
 
