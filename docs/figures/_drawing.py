@@ -43,9 +43,9 @@ def label(axes, x, y, text, color=INK, size=11, gid=None, **options):
     axes.text(x, y, text, color=color, fontsize=size, gid=gid, **options)
 
 
-def arrow(axes, start, end, color=INK, bend=0.0, width=1.6):
+def arrow(axes, start, end, color=INK, bend=0.0, width=1.6, head=14):
     """An arrow between two points (x, y)."""
-    style = {"arrowstyle": "-|>,head_length=0.45,head_width=0.22", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 14}
+    style = {"arrowstyle": "-|>,head_length=0.45,head_width=0.22", "shrinkA": 0, "shrinkB": 0, "mutation_scale": head}
     style |= {"color": color, "lw": width, "connectionstyle": f"arc3,rad={bend}"}
     axes.annotate("", end, start, arrowprops=style)
 
