@@ -51,6 +51,7 @@ def main():
     right.set(xlim=(-2.3, 2.9), ylim=(-2.1, 2.3), aspect="equal", title="the plane from above: the part along x̂ goes")
     for axes in (left, right):
         axes.set_axis_off()
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     save(figure, __file__)
 
 

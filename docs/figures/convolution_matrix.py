@@ -42,6 +42,7 @@ def main():
     draw(axes[0, 1], taps_of(6, 3, 2, 1), "y = A x: stride 2, padding 1", "x", "y")
     draw(axes[1, 0], taps_of(6, 3, 2, 1).T, "dx = Aᵀ dy of stride 2, padding 1", "dy", "dx")
     draw(axes[1, 1], taps_of(6, 3, 2, 0), "stride 2, no padding: pixel 5 is not read", "x", "y")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     save(figure, __file__)
 
 

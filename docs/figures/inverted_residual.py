@@ -28,11 +28,10 @@ def block(axes, left, middle, channels, layers, scale, title):
 
 def main():
     """Draw it."""
-    figure, axes = sheet(560, 540)
-    relu = "norm, ReLU"
-    block(axes, 60, 180, CLASSIC, (("1×1", relu), ("dense 3×3", relu), ("1×1", "norm")), 0.62, "ResNet: wide, narrow, wide")
-    relu = "norm, ReLU6"
-    layers = ("1×1", relu), ("depthwise 3×3", relu), ("1×1", "norm")
+    figure, axes = sheet(560, 555)
+    layers = ("1×1", "norm, ReLU"), ("dense 3×3", "norm, ReLU"), ("1×1", "norm")
+    block(axes, 60, 180, CLASSIC, layers, 0.62, "ResNet: wide, narrow, wide")
+    layers = ("1×1", "norm, ReLU6"), ("depthwise 3×3", "norm, ReLU6"), ("1×1", "norm")
     block(axes, 60, 450, INVERTED, layers, 0.9, "MobileNetV2: narrow, wide, narrow")
     save(figure, __file__)
 

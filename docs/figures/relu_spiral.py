@@ -33,7 +33,7 @@ def lost(x, seen):
 
 
 def tried(n):
-    """For each of `DRAWS` random matrices: the share lost of what came back, and of what is behind the ReLU; the picture."""
+    """For each of `DRAWS` random matrices: what is lost of what came back, and behind the ReLU; zeros; the picture."""
     rng, x = np.random.default_rng(0), spiral()
     for _ in range(DRAWS):
         y, back = through_relu(x, n, rng)
@@ -57,6 +57,7 @@ def main():
             place.plot(*piece, color=colour, linewidth=2.4, solid_capstyle="round")
         place.set(title=title, aspect="equal", xticks=[], yticks=[])
         place.spines[:].set_visible(False)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     save(figure, __file__)
 
 

@@ -69,6 +69,7 @@ def main():
     right.text(STEPS, np.log(2) * 1.7, "guessing", ha="right", color="#5b6670")
     right.set(xlabel="step", ylabel="loss", title="training", ylim=(1e-3, 20), yscale="log")
     left.legend(frameon=False)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     save(figure, __file__)
 
 

@@ -54,6 +54,7 @@ def main():
     axes.set_xlabel("multiply-adds for every number that is read or written")
     axes.set_ylabel("billion operations a second")
     axes.legend(loc="lower right", frameon=False)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     save(figure, __file__)
 
 

@@ -47,6 +47,7 @@ def main():
         right.plot(rates, color=colours[name], label=name + ", warm-up 20" * (name == "cosine"), linewidth=1.8)
     right.set(xlabel="step", ylabel="rate / largest rate", title="schedules, of 200 steps")
     right.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.7))
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     save(figure, __file__)
 
 
