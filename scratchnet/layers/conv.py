@@ -77,14 +77,14 @@ def conv2d_backward(dy, cache, wants=(True, True)):
 
 def path_pair(kind, weight, geometry, groups, path):
     """The pair of functions that computes a path, and what they take besides x and weight."""
+    window = weight.shape[2:], *geometry
     if path == "pointwise":
         return kernels.choose(POINTWISE, kind), geometry[:1]
     if path == "depthwise":
-        window = weight.shape[2:], *geometry
         return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups, window=window), geometry
     products = 1 if path == "dense" else groups
     terms = weight.size // len(weight) * (groups // products)  # of the block diagonal there are as many zeros more
-    return kernels.choose(GROUPED, kind, groups=products, terms=terms), (*geometry, products)
+    return kernels.choose(GROUPED, kind, groups=products, terms=terms, window=window), (*geometry, products)
 
 
 # The paths, each on maps x (C, H, W, N), y (O, OH, OW, N). Where no dweight is wanted, x says only what shape dx has. ----
