@@ -15,11 +15,17 @@ NAMES = "w1", "gamma1", "beta1", "w2", "gamma2", "beta2", "w3", "gamma3", "beta3
 
 
 def _residual_cases(rng):
-    x, square, other = rng.standard_normal((3, 4, 5, 2)), rng.standard_normal((4, 4, 1, 1)), rng.standard_normal((3, 4, 1, 1))
+    x, square, other = (
+        rng.standard_normal((3, 4, 5, 2)),
+        rng.standard_normal((4, 4, 1, 1)),
+        rng.standard_normal((3, 4, 1, 1)),
+    )
     return [
         Case(PLAIN, {"x": x, "body": square}, ("square",)),
         Case("a body that hands x on as it is", {"x": x}, ("identity",)),
-        Case("a layer in the shortcut", {"x": x, "body": other, "shortcut": rng.standard_normal((3, 4, 1, 1))}, ("both",)),
+        Case(
+            "a layer in the shortcut", {"x": x, "body": other, "shortcut": rng.standard_normal((3, 4, 1, 1))}, ("both",)
+        ),
     ]
 
 
@@ -51,19 +57,29 @@ def _residual_knows(dy, arrays, options):
     x, *weights = arrays
     through = [np.einsum("oc,nohw->nchw", weight[:, :, 0, 0], dy) for weight in weights]
     ways = {"square": (dy, *through), "identity": (dy, dy), "both": through[::-1]}[options[0]]
-    names = "what comes back around the body" + (", through the shortcut's layer," * (len(weights) > 1)), "what comes back through the body"
-    wrongs = [] if len(weights) < 2 else [("dy goes around the body as it is, where the shortcut's layer should take it back.", dy)]
+    names = (
+        "what comes back around the body" + (", through the shortcut's layer," * (len(weights) > 1)),
+        "what comes back through the body",
+    )
+    wrongs = (
+        []
+        if len(weights) < 2
+        else [("dy goes around the body as it is, where the shortcut's layer should take it back.", dy)]
+    )
     if len(weights) == 1:
         wrongs.append(("only what comes back through the body: the way around it, dy itself, is missing.", through[0]))
         wrongs.append(("only what goes around the body: what comes back through it is missing.", dy))
         twice = np.einsum("oc,nohw->nchw", weights[0][:, :, 0, 0], through[0])
         wrongs.append(("the body's backward is given what came back through it already.", dy + twice))
-    return {"x": Knows(list(zip(names, ways, strict=True)) if options[0] != "identity" else (), (), wrongs, axes="NCHW")}
+    return {
+        "x": Knows(list(zip(names, ways, strict=True)) if options[0] != "identity" else (), (), wrongs, axes="NCHW")
+    }
 
 
 def _residual_reference(dy, arrays, options):
     x, *weights = arrays
-    plain, gradients, dx = ((1, 1), (0, 0), (1, 1), 1), [], np.zeros(x.shape)
+    plain, dx = ((1, 1), (0, 0), (1, 1), 1), np.zeros(x.shape)
+    gradients: list = []
     for weight in weights:
         back, dweight, _ = reference.conv2d_backward(dy, x, weight, *plain)
         dx, gradients = dx + back, [*gradients, dweight]
@@ -105,10 +121,10 @@ RESIDUAL = Exercise(
     reference=_residual_reference,
     knows=_residual_knows,
     hints=(
-        "A sum hands dy to both of its sides, unchanged. Each side takes it back to x in its own way. x moves y through both "
-        "ways, so what comes back through them adds.",
-        "dx = Jₛᵀ dy + J_fᵀ dy, the two products being shortcut.backward(dy) and body.backward(dy); without a layer in the "
-        "shortcut the first is dy itself.",
+        "A sum hands dy to both of its sides, unchanged. Each side takes it back to x in its own way. x "
+        "moves y through both ways, so what comes back through them adds.",
+        "dx = Jₛᵀ dy + J_fᵀ dy, the two products being shortcut.backward(dy) and body.backward(dy); "
+        "without a layer in the shortcut the first is dy itself.",
         "self.take_cache(dy), then around = self.shortcut.backward(dy) if self.shortcut else dy, then return "
         "add(around, self.body.backward(dy)).",
     ),
@@ -123,7 +139,17 @@ RESIDUAL = Exercise(
 def _block_cases(rng):
     def case(label, ins, outs, stride, size=(4, 3), n=3):
         wide = 2 * ins
-        shapes = (wide, ins, 1, 1), (wide,), (wide,), (wide, 1, 3, 3), (wide,), (wide,), (outs, wide, 1, 1), (outs,), (outs,)
+        shapes = (
+            (wide, ins, 1, 1),
+            (wide,),
+            (wide,),
+            (wide, 1, 3, 3),
+            (wide,),
+            (wide,),
+            (outs, wide, 1, 1),
+            (outs,),
+            (outs,),
+        )
         while True:
             arrays = {"x": rng.standard_normal((n, ins, *size))}
             arrays |= {name: rng.standard_normal(shape) for name, shape in zip(NAMES, shapes, strict=True)}
@@ -133,7 +159,11 @@ def _block_cases(rng):
             if _clear_of_kinks(*arrays.values(), stride):
                 return Case(label, arrays, (stride,), {"N": n})
 
-    return [case(PLAIN, 2, 2, 1), case("stride 2, so no shortcut", 2, 3, 2, (5, 4), 2), case("more channels, so no shortcut", 2, 3, 1, (3, 2))]
+    return [
+        case(PLAIN, 2, 2, 1),
+        case("stride 2 (no shortcut)", 2, 3, 2, (5, 4), 2),
+        case("more channels (no shortcut)", 2, 3, 1, (3, 2)),
+    ]
 
 
 def _clear_of_kinks(*arguments):
@@ -169,14 +199,16 @@ def _block_knows(dy, arrays, options):
     y, cache = worked.block_forward(*arrays, *options)
     mistakes = {
         "a batch norm is taken back as in eval mode, its mean and variance for constants.": {"norm": _frozen_norm},
-        "the backward of both ReLU6 is left out.": {"relu1": _straight, "relu2": _straight},
         "the backward of the ReLU6 behind the depthwise convolution is left out.": {"relu2": _straight},
         "the backward of the ReLU6 behind the expansion is left out.": {"relu1": _straight},
+        "the backward of both ReLU6 is left out.": {"relu1": _straight, "relu2": _straight},
         "dy went through a third ReLU6: there is none behind the projection, the bottleneck is linear.": {"last": y},
     }
     wrong = {said: _back(dy, cache, **changes) for said, changes in mistakes.items()}
     right = _back(dy, cache)
-    knows = {name: Knows((), (), [(said, array[k]) for said, array in wrong.items()]) for k, name in enumerate(("x", *NAMES))}
+    knows = {
+        name: Knows((), (), [(said, array[k]) for said, array in wrong.items()]) for k, name in enumerate(("x", *NAMES))
+    }
     if cache[-1]:
         ways = ("what comes around the block, dy itself,", dy), ("what comes back through the block", right[0] - dy)
         knows["x"] = Knows(ways, (), knows["x"].wrongs, axes="NCHW")
@@ -230,16 +262,17 @@ BLOCK = Exercise(
     reference=_block_reference,
     knows=_block_knows,
     hints=(
-        "Read forward from its last line to its first. Each line that calls a forward becomes one that calls its backward with "
-        "the cache that forward put aside; what comes out of one goes into the next.",
-        "norm3, conv3, relu2, norm2, conv2, relu1, norm1, conv1: y = project(…) + x hands dy both to norm3 and, where there "
-        "is a shortcut, to dx.",
-        "It begins with dz3, dgamma3, dbeta3 = batch_norm_backward(dy, norm3), then da2, dw3, _ = conv2d_backward(dz3, conv3), then "
-        "dn2 = relu6_backward(da2, relu2), and so on to dx, dw1, _ = conv2d_backward(dz1, conv1); at last "
-        "dx = add(dx, dy) if shortcut.",
+        "Read forward from its last line to its first. Each line that calls a forward becomes one that "
+        "calls its backward with the cache that forward put aside; what comes out of one goes into the "
+        "next.",
+        "norm3, conv3, relu2, norm2, conv2, relu1, norm1, conv1: y = project(…) + x hands dy both to "
+        "norm3 and, where there is a shortcut, to dx.",
+        "It begins with dz3, dgamma3, dbeta3 = batch_norm_backward(dy, norm3), then da2, dw3, _ = "
+        "conv2d_backward(dz3, conv3), then dn2 = relu6_backward(da2, relu2), and so on to dx, dw1, _ = "
+        "conv2d_backward(dz1, conv1); at last dx = add(dx, dy) if shortcut.",
     ),
     solution=("scratchnet.fused.block:block_backward",),
     order=("beta3", "gamma3", "w3", "beta2", "gamma2", "w2", "beta1", "gamma1", "w1", "x"),
-)  # fmt: skip
+)
 
 EXERCISES = RESIDUAL, BLOCK

@@ -50,7 +50,9 @@ def run(name, file, seconds):
         result, trace = Path(folder, "result.json"), Path(folder, "trace.txt")
         command = [sys.executable, "-m", "scratchnet.exercises.child", name, *map(str, (file, result, trace, seconds))]
         with Path(folder, "output.txt").open("wb") as output:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
             try:
                 code = child.wait(seconds + GRACE)
             except subprocess.TimeoutExpired:
@@ -104,7 +106,7 @@ def main(name, file, result, trace, seconds):
     with open(trace, "w", encoding="utf-8") as watched:
         faulthandler.enable(watched)
         import scratchnet as sn
-        from scratchnet.exercises import course
+        from scratchnet.exercises.catalogue import COURSE
         from scratchnet.exercises.judge import judge
         from scratchnet.exercises.learner import Learner, Problem
 
@@ -114,7 +116,7 @@ def main(name, file, result, trace, seconds):
         learner = None
         try:
             learner = Learner(Path(file), name)
-            rows, more, written = judge(course()[name], learner)
+            rows, more, written = judge(COURSE[name], learner)
         except Problem as problem:
             rows, more, written = [(False, "reads", problem.sentence)], list(problem.lines), True
         seen = {"printed": learner.printed, "warned": learner.warned} if learner else {}

@@ -15,9 +15,9 @@ def _maps(x):
     return x.transpose(3, 0, 1, 2)  # (C, H, W, N) -> (N, C, H, W)
 
 
-def _reference(dy, arrays, stride, padding, dilation, groups):
+def _reference(dy, arrays, options):
     x, weight = arrays
-    dx, dweight, _ = reference.conv2d_backward(_maps(dy), _maps(x), weight, stride, padding, dilation, groups)
+    dx, dweight, _ = reference.conv2d_backward(_maps(dy), _maps(x), weight, *options)
     return dx.transpose(1, 2, 3, 0), dweight
 
 
@@ -38,7 +38,7 @@ def _pointwise_cases(rng):
         case(PLAIN, 4, ONE, 7),
         case("as many outputs as inputs", 4, ONE, 4),
         case("stride 2", 3, (2, 2), 5),
-        case("strides (1, 3)", 2, (1, 3), 3),
+        case("strides of 1 and 3", 2, (1, 3), 3),
     ]
 
 
@@ -54,7 +54,11 @@ def _pointwise_knows(dy, arrays, options):
         corner[:, : dseen.shape[1], : dseen.shape[2]] = dseen
         filled = np.repeat(np.repeat(dseen, stride[0], axis=1), stride[1], axis=2)[:, : x.shape[1], : x.shape[2]]
         wrongs += [
-            ("with a stride the gradients stand side by side in a corner: they belong to every s-th pixel, which was read.", corner),
+            (
+                "with a stride the gradients stand side by side in a corner: they belong to every s-th pixel, "
+                "which was read.",
+                corner,
+            ),
             ("with a stride the gradients are repeated over the pixels that were not read: those get 0.", filled),
         ]
     return {"x": Knows(wrongs=wrongs, axes=MAPS), "weight": Knows(axes=("O", "C", "KH", "KW"))}
@@ -79,14 +83,16 @@ POINTWISE = Exercise(
     returns=("x", "weight"),
     run=path("pointwise"),
     cases=_pointwise_cases,
-    reference=lambda dy, arrays, options: _reference(dy, arrays, *options, (0, 0), ONE, 1),
+    reference=lambda dy, arrays, options: _reference(dy, arrays, (*options, (0, 0), ONE, 1)),
     knows=_pointwise_knows,
     hints=(
-        "Seen as matrices it is the first exercise without a bias: reshape dy to (O, M) and what forward has read to (C, M), "
-        "then dW and dX are two products. A pixel that no output reads does not move the loss.",
+        "Seen as matrices it is the first exercise without a bias: reshape dy to (O, M) and what forward "
+        "has read to (C, M), then dW and dX are two products. A pixel that no output reads does not move "
+        "the loss.",
         "In formulas:\n[[CONV.5]]\n[[CONV.6]]\nwith cols the pixels that are read, seen = x[:, ::s, ::s].",
-        "dseen = (weight[:, :, 0, 0].T @ grad).reshape(seen.shape), then dx = zeros like x with dx[:, ::s, ::s] = dseen (one "
-        "stride for H, one for W); dweight = (grad @ seen.reshape(len(x), -1).T)[:, :, None, None].",
+        "dseen = (weight[:, :, 0, 0].T @ grad).reshape(seen.shape), then dx = zeros like x with dx[:, "
+        "::s, ::s] = dseen (one stride for H, one for W); dweight = (grad @ seen.reshape(len(x), "
+        "-1).T)[:, :, None, None].",
     ),
 )
 
@@ -100,7 +106,7 @@ def _conv_cases(rng):
         case(PLAIN, 3, (5, 4), 5, (3, 2)),
         case("padding 1", 2, (3, 4), 3, (3, 3), padding=ONE),
         case("stride 2", 2, (6, 5), 3, (3, 2), stride=(2, 2)),
-        case("strides (1, 2), padding (1, 2)", 2, (4, 5), 3, (2, 3), (1, 2), (1, 2)),
+        case("uneven strides and padding", 2, (4, 5), 3, (2, 3), (1, 2), (1, 2)),
         case("dilation 2", 2, (6, 5), 3, (2, 2), dilation=(2, 2)),
         case("2 groups", 4, (4, 3), 6, (2, 3), padding=(0, 1), groups=2),
     ]
@@ -112,13 +118,19 @@ def _conv_knows(dy, arrays, options):
     dcols = (matrix.swapaxes(1, 2) @ dy.reshape(groups, len(weight) // groups, -1)).reshape(
         len(x), *weight.shape[2:], *dy.shape[1:]
     )
-    flipped = (weight[:, :, ::-1, ::-1].reshape(matrix.shape).swapaxes(1, 2) @ dy.reshape(*matrix.shape[:2], -1)).reshape(dcols.shape)
+    flipped = (
+        weight[:, :, ::-1, ::-1].reshape(matrix.shape).swapaxes(1, 2) @ dy.reshape(*matrix.shape[:2], -1)
+    ).reshape(dcols.shape)
     assigned, turned = np.zeros(x.shape), np.zeros(x.shape)
     for i, j, outside, inside in taps(x.shape[1:3], dy.shape[1:3], weight.shape[2:], stride, padding, dilation):
         assigned[inside] = dcols[:, i, j][outside]
         turned[inside] += flipped[:, i, j][outside]
     wrongs = [
-        ("a later tap overwrites what earlier ones wrote: a pixel is read by several outputs, so its gradients add (+=).", assigned),
+        (
+            "a later tap overwrites what earlier ones wrote: a pixel is read by several outputs, so its "
+            "gradients add (+=).",
+            assigned,
+        ),
         ("the kernel is flipped once too often: tap (i, j) sends back by the very weight that it read with.", turned),
     ]
     return {"x": Knows(wrongs=wrongs, axes=MAPS), "weight": Knows(axes=("O", "C", "KH", "KW"))}
@@ -149,15 +161,16 @@ CONV2D = Exercise(
     returns=("x", "weight"),
     run=path("grouped"),
     cases=_conv_cases,
-    reference=lambda dy, arrays, options: _reference(dy, arrays, *options),
+    reference=lambda dy, arrays, options: _reference(dy, arrays, options),
     knows=_conv_knows,
     hints=(
-        "Two steps forward, so two steps back, the last one first. The product you know: it gives dweight, and dcols. A copy "
-        "sends its gradient to where it came from, and a pixel that was copied nine times gets nine gradients, added.",
+        "Two steps forward, so two steps back, the last one first. The product you know: it gives "
+        "dweight, and dcols. A copy sends its gradient to where it came from, and a pixel that was copied "
+        "nine times gets nine gradients, added.",
         "In formulas:\n[[CONV.5]]\n[[CONV.6]]\n[[CONV.7]]",
-        "matrix and grad as forward shapes them, (G, O/G, K) and (G, O/G, M); dmatrix = grad @ cols.swapaxes(1, 2), with cols "
-        "(G, K, M) made again by im2col; dcols = matrix.swapaxes(1, 2) @ grad, reshaped to (C, KH, KW, OH, OW, N), goes to "
-        "zeros like x by add_col2im.",
+        "matrix and grad as forward shapes them, (G, O/G, K) and (G, O/G, M); dmatrix = grad @ "
+        "cols.swapaxes(1, 2), with cols (G, K, M) made again by im2col; dcols = matrix.swapaxes(1, 2) @ "
+        "grad, reshaped to (C, KH, KW, OH, OW, N), goes to zeros like x by add_col2im.",
     ),
     solution=("scratchnet.windows:add_col2im",),
 )
@@ -171,7 +184,7 @@ def _depthwise_cases(rng):
     return [
         case(PLAIN, 3, (5, 4), 3, (3, 2)),
         case("padding 1", 2, (3, 4), 2, (3, 3), padding=ONE),
-        case("stride 2, padding 1", 2, (6, 5), 2, (3, 3), (2, 2), ONE),
+        case("stride 2 with padding 1", 2, (6, 5), 2, (3, 3), (2, 2), ONE),
         case("dilation 2", 2, (6, 5), 2, (2, 2), dilation=(2, 2)),
         case("two filters a channel", 3, (4, 3), 6, (2, 2)),
     ]
@@ -188,7 +201,11 @@ def _depthwise_knows(dy, arrays, options):
         turned[inside] += (filters[:, :, -1 - i, -1 - j] * seen).sum(axis=1)
         first[inside] += filters[:, 0, i, j] * seen[:, 0]
     wrongs = [
-        ("a later tap overwrites what earlier ones wrote: a pixel is read by several outputs, so its gradients add (+=).", assigned),
+        (
+            "a later tap overwrites what earlier ones wrote: a pixel is read by several outputs, so its "
+            "gradients add (+=).",
+            assigned,
+        ),
         ("the kernel is flipped once too often: tap (i, j) sends back by the very weight that it read with.", turned),
         ("only the first filter of a channel sends something back: what comes back through all of them adds.", first),
     ]
@@ -216,11 +233,12 @@ DEPTHWISE = Exercise(
     returns=("x", "weight"),
     run=path("depthwise"),
     cases=_depthwise_cases,
-    reference=lambda dy, arrays, options: _reference(dy, arrays, *options, len(arrays[0])),
+    reference=lambda dy, arrays, options: _reference(dy, arrays, (*options, len(arrays[0]))),
     knows=_depthwise_knows,
     hints=(
-        "Take forward's one line for one tap: y += weight · x. From it follow two lines: what x gets, and what the weight gets. "
-        "The weight of a tap is one number a channel, used at every pixel of every picture.",
+        "Take forward's one line for one tap: y += weight · x. From it follow two lines: what x gets, and "
+        "what the weight gets. The weight of a tap is one number a channel, used at every pixel of every "
+        "picture.",
         "In formulas:\n[[CONV.9]]\n[[CONV.10]]",
         "With O = C: grad = dy[outside], dx[inside] += weight[:, 0, i, j, None, None, None] * grad, and "
         "dweight[:, 0, i, j] = (grad * x[inside]).sum(axis=(1, 2, 3)). With O/C filters a channel reshape dy to "

@@ -8,9 +8,11 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from scratchnet.array import as_images, as_matrix
+from scratchnet.array import as_matrix
 
-SAME = 1e-7  # relative to the largest number: a formula that is what it seems to be agrees far better, another far worse
+SAME = (
+    1e-7  # relative to the largest number: a formula that is what it seems to be agrees far better, another far worse
+)
 
 
 def error_of(claimed, true, floor=0.0):
@@ -42,13 +44,19 @@ def _shape_mistake(claimed, true):
         return "the right numbers, but transposed: exchange the factors of the product, or write .T behind it"
     if true.ndim == 4 and claimed.ndim == 2 and claimed.size == true.size:
         if same(claimed.reshape(true.shape[1], -1), as_matrix(true)):
-            return "the right numbers, still as a matrix with one row per channel: as_images(dx, dy) makes (N, C, H, W) of it"
+            return "the right numbers, still as a matrix with one row per channel: as_images(dx, dy) makes (N, C, H, "
+            "W) of it"
     if claimed.ndim == true.ndim:
         for axes in permutations(range(claimed.ndim)):
             if same(claimed.transpose(axes), true):
                 return "the right numbers with axes in another order (that of memory?): as_images undoes as_maps"
     if claimed.size == true.size and same(claimed.reshape(true.shape), true):
-        return "the right numbers, but axes of size 1 are missing or too many: [:, None] adds one, keepdims=True keeps one"
+        return (
+            "the right numbers, but axes of size 1 are missing or too many: [:, None] adds one, keepdims=True keeps one"
+        )
+    if np.broadcast_shapes(*_fitting(claimed, true)) == true.shape and true.size > claimed.size:
+        if same(np.broadcast_to(claimed, true.shape), true):
+            return "the right numbers, each once: every place that it was summed from gets it, so spread it out"
     for count in range(1, claimed.ndim + 1):
         for axes in combinations(range(claimed.ndim), count):
             if same(claimed.sum(axis=axes), true):
@@ -58,9 +66,6 @@ def _shape_mistake(claimed, true):
             for what, total in (("summed", true.sum(axis=axes)), ("averaged", true.mean(axis=axes))):
                 if same(claimed, total) or same(np.squeeze(claimed), np.squeeze(total)):
                     return f"it is {what} over axis {_and(map(str, axes))}, where each number has a gradient of its own"
-    if np.broadcast_shapes(*_fitting(claimed, true)) == true.shape and true.size > claimed.size:
-        if same(np.broadcast_to(claimed, true.shape), true):
-            return "the right numbers, each once: every place that it was summed from gets it, so spread it out"
     if claimed.ndim == true.ndim - 1 and true.ndim == 2:
         return f"summed over the wrong axis? axis {0 if claimed.shape == true.shape[1:] else 1} should stay"
     if sorted(claimed.shape) == sorted(true.shape):
@@ -129,6 +134,7 @@ def _constant(claimed, true, sizes, knows):
 
 def times(ratio, sizes):
     """What a constant factor means."""
+    ratio = float(ratio)
     if abs(ratio - 1) < 0.02 and abs(ratio - 1) > 0:
         return f"every number is {ratio:.9g} times what it should be: nearly right; rounded somewhere, or eps twice?"
     said = f"every number is {abs(ratio):.4g} times {'too large' if abs(ratio) > 1 else 'what it should be'}"

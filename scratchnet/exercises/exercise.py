@@ -33,14 +33,14 @@ class Knows(NamedTuple):
         factors: (name, array) pairs that the right gradient is multiplied by, of a shape that broadcasts to it.
         wrongs: (sentence, array) pairs: what typical mistakes give.
         regions: (name, array of booleans) pairs: places that a mask tells apart.
-        axes: what its axes are called, "NCHW".
+        axes: what its axes are called, such as "NCHW".
     """
 
     terms: Sequence[tuple[str, Any]] = ()
     factors: Sequence[tuple[str, Any]] = ()
     wrongs: Sequence[tuple[str, Any]] = ()
     regions: Sequence[tuple[str, Any]] = ()
-    axes: str = ""
+    axes: Sequence[str] = ()
 
 
 class Exercise(NamedTuple):

@@ -42,7 +42,9 @@ def _linear_knows(dy, arrays, options):
             wrongs=[("W is multiplied where Wᵀ belongs (or the other way round).", dy @ weight.T)] if square else (),
             axes=("picture", "feature"),
         ),
-        "weight": Knows(wrongs=[("dY · X is taken where dY · Xᵀ belongs.", x.T @ dy)] if square else (), axes=("row", "column")),
+        "weight": Knows(
+            wrongs=[("dY · X is taken where dY · Xᵀ belongs.", x.T @ dy)] if square else (), axes=("row", "column")
+        ),
     }
 
 
@@ -70,13 +72,14 @@ LINEAR = Exercise(
     reference=_linear_reference,
     knows=_linear_knows,
     hints=(
-        "Write one number of Y as a sum: Y[o, n] = Σ_f W[o, f] · X[f, n] + bias[o]. Which numbers of Y does X[f, n] move, and "
-        "by how much each? It gets the sum of (that much · dY there). Ask the same of W[o, f] and bias[o].",
+        "Write one number of Y as a sum: Y[o, n] = Σ_f W[o, f] · X[f, n] + bias[o]. Which numbers of Y "
+        "does X[f, n] move, and by how much each? It gets the sum of (that much · dY there). Ask the same "
+        "of W[o, f] and bias[o].",
         "In matrices these three sums are:\n[[LIN.2]]\n[[LIN.3]]\n[[LIN.4]]",
-        "With grad = as_matrix(dy), (O, N), the products are grad @ columns.T and weight.T @ grad, and the sum goes over axis 1. "
-        "dx has to be turned back by as_images. Return dx, dweight, dbias.",
+        "With grad = as_matrix(dy), (O, N), the products are grad @ columns.T and weight.T @ grad, and "
+        "the sum goes over axis 1. dx has to be turned back by as_images. Return dx, dweight, dbias.",
     ),
-)  # fmt: skip
+)
 
 
 def _relu6_cases(rng):
@@ -104,7 +107,12 @@ def _relu6_knows(dy, arrays, options):
         ("the mask is the wrong way round.", dy * ~((x > 0) & (x < 6))),
     ]
     regions = [("x is exactly 0", x == 0), ("x is exactly 6", x == 6), ("x is exactly 0 or 6", (x == 0) | (x == 6))]
-    regions += [("x is above 6", x > 6), ("x is below 0", x < 0), ("x is 6 or more", x >= 6), ("x is 0 or less", x <= 0)]
+    regions += [
+        ("x is above 6", x > 6),
+        ("x is below 0", x < 0),
+        ("x is 6 or more", x >= 6),
+        ("x is 0 or less", x <= 0),
+    ]
     return {"x": Knows(wrongs=wrongs, regions=regions)}
 
 
@@ -129,12 +137,12 @@ RELU6 = Exercise(
     reference=lambda dy, arrays, options: (reference.relu6_backward(dy, *arrays),),
     knows=_relu6_knows,
     hints=(
-        "Move x by a little. Between the bounds y moves as much; at a bound it does not move at all. So some numbers of dy "
-        "come through as they are, and the others not at all.",
+        "Move x by a little. Between the bounds y moves as much; at a bound it does not move at all. So "
+        "some numbers of dy come through as they are, and the others not at all.",
         "In a formula:\n[[RELU6.2]]\nand y is 0 where x was 0 or less, 6 where x was 6 or more.",
-        "A mask of booleans multiplies: grad * mask, with grad = as_matrix(dy), y = as_matrix(cache), and mask True where "
-        "0 < y < 6, written as (y > 0) & (y < 6). as_images(…, dy) turns the rows back. (The library asks for the opposite, not "
-        "at a bound, so that NaN stays visible; here both pass.)",
+        "A mask of booleans multiplies: grad * mask, with grad = as_matrix(dy), y = as_matrix(cache), and "
+        "mask True where 0 < y < 6, written as (y > 0) & (y < 6). as_images(…, dy) turns the rows back. "
+        "(The library asks for the opposite, not at a bound, so that NaN stays visible; here both pass.)",
     ),
 )
 
@@ -149,9 +157,14 @@ def _cross_entropy_cases(rng):
         case(PLAIN, 4, 3, 0.0),
         case("label smoothing 0.1", 5, 7, 0.1),
         case("one picture", 1, 3, 0.0),
-        Case("large logits", {"logits": np.array([[800.0, -900.0, 2.0], [1.0, 2.0, 3.0]])}, (np.array([1, 0]), 0.0),
-             {"N": 2, "K": 3}, smooth=False),
-    ]  # fmt: skip
+        Case(
+            "large logits",
+            {"logits": np.array([[800.0, -900.0, 2.0], [1.0, 2.0, 3.0]])},
+            (np.array([1, 0]), 0.0),
+            {"N": 2, "K": 3},
+            smooth=False,
+        ),
+    ]
 
 
 def _cross_entropy_knows(dloss, arrays, options):
@@ -166,9 +179,11 @@ def _cross_entropy_knows(dloss, arrays, options):
         ("dloss is forgotten, and the division by N: the loss is a mean over pictures.", p - target),
         ("log p is taken where p belongs: exp undoes the logarithm.", (log_p - target) * scale),
         ("the label is taken without its smoothing: the target t is in the cache.", (p - hot) * scale),
-        ("the derivative of -Σ t log p by p, -t/p: but the logits are asked for, so softmax has to be undone too.",
-         -target / p * scale),
-    ]  # fmt: skip
+        (
+            "the derivative of -Σ t log p by p, -t/p: but the logits are asked for, so softmax has to be undone too.",
+            -target / p * scale,
+        ),
+    ]
     terms = [("the part of the probabilities p", p * scale), ("the part of the target t", -target * scale)]
     return {"logits": Knows(terms, [("dloss", np.array(dloss))], wrongs, axes=("picture", "class"))}
 
@@ -195,13 +210,13 @@ CROSS_ENTROPY = Exercise(
     reference=lambda dy, arrays, options: (dy * reference.cross_entropy_backward(*arrays, *options),),
     knows=_cross_entropy_knows,
     hints=(
-        "Do not differentiate by p and then p by the logits: log pₖ = zₖ - log Σⱼ exp(zⱼ) is easier. By how much does log pₖ "
-        "grow with zⱼ? With k = j there is a 1 more. Then use that t sums to 1.",
+        "Do not differentiate by p and then p by the logits: log pₖ = zₖ - log Σⱼ exp(zⱼ) is easier. By "
+        "how much does log pₖ grow with zⱼ? With k = j there is a 1 more. Then use that t sums to 1.",
         "That is ∂ log pₖ/∂zⱼ = [k = j] - pⱼ, and so\n[[CE.4]]\nall times dloss.",
-        "The library works on (K, N): (xp.exp(log_p) - target), times dloss / n. as_images turns that into (N, K). xp is "
-        "get_array_module(log_p), NumPy here.",
+        "The library works on (K, N): (xp.exp(log_p) - target), times dloss / n. as_images turns that "
+        "into (N, K). xp is get_array_module(log_p), NumPy here.",
     ),
-)  # fmt: skip
+)
 
 
 # The contract of a module -----------------------------------------------------------------------------------------------
@@ -266,7 +281,9 @@ def _adds(namespace, make, dy, once):
         if np.allclose(grown, once[name], rtol=1e-9, atol=1e-12):
             continue
         if np.allclose(parameter.grad, once[name], rtol=1e-9, atol=1e-12):
-            return f"{name}.grad is set, where it has to be added to (+=): a weight that is used twice would lose one half"
+            return (
+                f"{name}.grad is set, where it has to be added to (+=): a weight that is used twice would lose one half"
+            )
         if not grown.any():
             return f"{name}.grad stays as it was: nothing is added to it"
         return f"{name}.grad grows by something else than the gradient when it is not 0 before"
@@ -281,7 +298,9 @@ def _one_shot(namespace, make, dy):
     except RuntimeError:
         return None
     except Exception as error:
-        return f"a second backward after one forward should raise RuntimeError, and raises {type(error).__name__}: {error}"
+        return (
+            f"a second backward after one forward should raise RuntimeError, and raises {type(error).__name__}: {error}"
+        )
     return "a second backward after one forward is accepted: take_cache(dy) hands the cache out once"
 
 
@@ -294,7 +313,9 @@ def _refuses(namespace, make, dy):
             return None
         return f"a dy of another shape than y stops somewhere inside ({error}): hand dy to take_cache(dy), which refuses it"
     except Exception as error:
-        return f"a dy of another shape than y raises {type(error).__name__}: hand dy to take_cache(dy), which refuses it"
+        return (
+            f"a dy of another shape than y raises {type(error).__name__}: hand dy to take_cache(dy), which refuses it"
+        )
     return "a dy of another shape than y is accepted: hand dy to take_cache(dy), which refuses it"
 
 
@@ -344,9 +365,10 @@ MODULE = Exercise(
     reference=_linear_reference,
     knows=_module_knows,
     hints=(
-        "Four things in a row: take the cache, call the pair's backward, add the two gradients, return dx. No mathematics is left.",
-        "linear_backward(dy, cache, wants) returns dx, dweight, dbias. wants is (weight is trained, bias is trained), so that "
-        "nothing is computed that nobody wants.",
+        "Four things in a row: take the cache, call the pair's backward, add the two gradients, return "
+        "dx. No mathematics is left.",
+        "linear_backward(dy, cache, wants) returns dx, dweight, dbias. wants is (weight is trained, bias "
+        "is trained), so that nothing is computed that nobody wants.",
         "cache = self.take_cache(dy); wants = is_trained(self.weight), is_trained(self.bias); then "
         "dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache, wants); then "
         "add_gradients((self.weight, self.bias), (dweight, dbias)); and return dx.",

@@ -5,14 +5,15 @@ The judge does not compare with the library's backward: it asks the forward, as 
 the adjoint test, and the loops of `reference.py` theirs.
 """
 
-import contextlib
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 import scratchnet as sn
+from scratchnet.exercises.catalogue import COURSE
 from scratchnet.exercises.diagnose import digits, error_of, same, wrong_shape, wrong_values
-from scratchnet.exercises.exercise import Knows
+from scratchnet.exercises.exercise import Case, Knows
 from scratchnet.exercises.learner import NotWritten, Problem
 from scratchnet.gradcheck.probe import Probe
 
@@ -41,53 +42,88 @@ class Verdict(NamedTuple):
         return self.written and all(row.holds for row in self.rows)
 
 
-class Answer(NamedTuple):
-    """What backward said in one case: name -> gradient, beside the right ones."""
+class Question(NamedTuple):
+    """A case with what comes in from above, what forward gives, and the right gradients, name -> array."""
 
-    case: object
-    claimed: dict
-    true: dict
+    case: Case
+    y: object
     dy: object
+    true: dict
+
+
+class Answer(NamedTuple):
+    """What backward said to a question: name -> gradient."""
+
+    question: Question
+    claimed: dict
+
+    def error(self, name):
+        """How far a gradient is off, relative to the right one; NaN is as far as can be."""
+        true = self.question.true
+        largest = max(np.abs(value).max() for value in true.values())
+        error = error_of(self.claimed[name], true[name], FLOOR * largest)
+        return np.inf if np.isnan(error) else error
 
 
 def judge(exercise, learner):
     """Ask a learner's file everything that there is to ask; returns a `Verdict`."""
-    answers, stopped, complaints = [], [], {}
-    for k, case in enumerate(exercise.cases(np.random.default_rng(0))):
-        rng = np.random.default_rng(k)
+    answers: list = []
+    stopped: list = []
+    complaints: dict = {}
+    for question in questions(exercise):
         try:
-            answers.append(_ask(exercise, learner, case, rng, complaints))
+            answers.append(_ask(exercise, learner, question, complaints))
         except NotWritten as problem:
             return Verdict([], [problem.sentence], written=False)
         except Problem as problem:
-            stopped.append((case, problem))
-            if k == 0:
+            stopped.append((question.case, problem))
+            if not answers:
                 break  # the plain case; there is more to see when that runs
     rows = [_runs(stopped, answers)]
     rows += [Row(False, what, said) for what, said in complaints.items()]
     rows += _arrays(exercise, answers)
-    more = list(stopped[0][1].lines) if stopped else []
+    more = list(stopped[0][1].lines) if stopped else _example(rows, answers)
     if answers and not complaints:
-        rows += _manners(exercise, learner, answers[0].case)
+        rows += _manners(exercise, learner, answers)
     if exercise.contract and not stopped:
         rows += [Row(said is None, what, said or "yes") for what, said in exercise.contract(learner)]
     if all(row.holds for row in rows):
         rows += _evidence(exercise, learner, answers)
-    elif more == [] and exercise.order:
-        more = _on_the_way(exercise, answers)
+    elif exercise.order and not stopped:
+        more += _on_the_way(exercise, answers)
     return Verdict(rows, more)
 
 
-def _ask(exercise, learner, case, rng, complaints):
+@functools.cache
+def _questions(name):
+    exercise, found = COURSE[name], []
+    for k, case in enumerate(exercise.cases(np.random.default_rng(0))):
+        y, *_ = exercise.run(exercise.library, list(case.arrays.values()), case.options)
+        dy = _upstream(y, np.random.default_rng(k))
+        found.append(Question(case, y, dy, _derivatives(exercise, case, dy)))
+    return found
+
+
+def questions(exercise):
+    """Every case with its right answer."""
+    return _questions(exercise.name)
+
+
+def _ask(exercise, learner, question, complaints):
     """The gradients of one case, as an `Answer`; what is no gradient at all goes to complaints (array -> sentence)."""
-    arrays = {name: value.copy() for name, value in case.arrays.items()}
-    y, _, back = learner.call(exercise.run, learner, list(arrays.values()), case.options)
-    right, *_ = exercise.run(exercise.library, list(case.arrays.values()), case.options)
-    if not isinstance(y, np.ndarray | np.generic) or not same(y, right):
+    case, true = question.case, question.true
+    y, cache, back = _forwards(exercise, learner, case)
+    if not isinstance(y, np.ndarray | np.generic) or not same(y, question.y):
         raise Problem("forward no longer gives what it gave: it has been changed, put the given lines back")
-    dy = _upstream(y, rng)
-    result = learner.call(back, dy)
-    true = _derivatives(exercise, case, dy)
+    try:
+        result = learner.call(back, _copy(question.dy))
+    except NotWritten:
+        raise
+    except Problem as problem:
+        shapes = {"dy": question.dy, **case.arrays}
+        said = [f"{name} {value.shape}" for name, value in shapes.items() if isinstance(value, np.ndarray)]
+        said += [f"cache: {', '.join(str(value.shape) for value in _in_cache(cache))}"] if _in_cache(cache) else []
+        raise Problem(problem.sentence, *problem.lines, f"Shapes there: {'; '.join(said)}.") from problem
     claimed = {}
     names = [name for name in exercise.returns if name in case.arrays]
     for name, value in zip(exercise.returns, _as_tuple(exercise, result), strict=True):
@@ -96,18 +132,27 @@ def _ask(exercise, learner, case, rng, complaints):
                 complaints[f"d{name}"] = f"must be None for {case.label}, got {_kind(value)}"
             continue
         if value is None:
-            said = f"d{name} is None: it has to be computed and returned"
+            wrong = f"d{name} is None: it has to be computed and returned"
         elif not isinstance(value, np.ndarray | np.generic):
-            said = f"d{name} must be an array, got {_kind(value)}"
+            wrong = f"d{name} must be an array, got {_kind(value)}"
         elif value.dtype.kind not in "f":
-            said = f"d{name} must hold floats, got {value.dtype}"
+            wrong = f"d{name} must hold floats, got {value.dtype}"
         elif value.shape != true[name].shape:
-            said = wrong_shape(f"d{name}", np.asarray(value), true[name])
+            wrong = wrong_shape(f"d{name}", np.asarray(value), true[name])
         else:
             claimed[name] = np.array(value)
             continue
-        complaints.setdefault(f"d{name}", said + _with(case))
-    return Answer(case, claimed, true, dy)
+        complaints.setdefault(f"d{name}", wrong + _with(case))
+    return Answer(question, claimed)
+
+
+def _forwards(exercise, learner, case):
+    """(y, cache, back) by the learner's file, on arrays of its own."""
+    return learner.call(exercise.run, learner, [value.copy() for value in case.arrays.values()], case.options)
+
+
+def _copy(dy):
+    return dy.copy(order="K") if isinstance(dy, np.ndarray) else dy
 
 
 def _with(case):
@@ -178,66 +223,89 @@ def _runs(stopped, answers):
     (case, problem), *_ = stopped
     if not answers:
         return Row(False, "runs", problem.sentence)
-    return Row(False, "runs", f"for {answers[0].case.label}, but stops for {case.label}: {problem.sentence}")
+    return Row(False, "runs", f"for {answers[0].question.case.label}, but stops for {case.label}: {problem.sentence}")
 
 
 def _arrays(exercise, answers):
     """A row for each gradient: how many digits are right, or what it looks like."""
-    rows = []
-    for name in exercise.returns:
-        right, wrong, worst = [], [], 0.0
-        for answer in answers:
-            if name not in answer.claimed:
-                continue
-            largest = max((np.abs(value).max() for value in answer.true.values()), default=0.0)
-            error = error_of(answer.claimed[name], answer.true[name], FLOOR * largest)
-            (right if error <= RTOL else wrong).append(answer)  # NaN is wrong
-            worst = max(worst, error)
+    rows: list = []
+    heard: dict = {}
+    for name in exercise.order or exercise.returns:
+        asked = [answer for answer in answers if name in answer.claimed]
+        right = [answer for answer in asked if answer.error(name) <= RTOL]
+        wrong = [answer for answer in asked if answer.error(name) > RTOL]
         if wrong:
-            rows.append(Row(False, f"d{name}", _what_is_wrong(exercise, name, right, wrong[0], len(wrong) == 1)))
+            said = _what_is_wrong(exercise, name, right, wrong)
+            first = heard.setdefault(said, name)
+            rows.append(Row(False, f"d{name}", said if first == name else f"the same as for d{first}"))
         elif right:
-            rows.append(Row(True, f"d{name}", f"right to {digits(worst)} digits"))
+            rows.append(Row(True, f"d{name}", f"right to {digits(max(answer.error(name) for answer in right))} digits"))
     return rows
 
 
-def _what_is_wrong(exercise, name, right, answer, only):
-    case = answer.case
-    claimed, true = answer.claimed[name], answer.true[name]
-    known = exercise.knows(answer.dy, list(case.arrays.values()), case.options).get(name, Knows())
-    if true.any():
-        said = wrong_values(f"d{name}", claimed, true, case.sizes, known)
+def _what_is_wrong(exercise, name, right, wrong):
+    question = wrong[0].question
+    case, true, claimed = question.case, question.true, wrong[0].claimed[name]
+    known = exercise.knows(question.dy, list(case.arrays.values()), case.options).get(name, Knows())
+    other = next((other for other in true if other != name and same(claimed, true[other])), None)
+    if other:
+        said = f"this is d{other}: the order in which they are returned is another."
+    elif true[name].any():
+        said = wrong_values(f"d{name}", claimed, true[name], case.sizes, known)
     else:
         said = f"it is to be 0 everywhere, and is {np.abs(claimed).max():.3g} somewhere"
-    if right and case.label != "the plain case":
-        others = ", ".join(dict.fromkeys(other.case.label for other in right))
-        return f"right for {others}, wrong for {case.label}: {said}"
+    if right:
+        return f"right for {_labels(right)}; wrong for {_labels(wrong)}: {said}"
     return said
+
+
+def _labels(answers):
+    *most, last = [answer.question.case.label for answer in answers]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _example(rows, answers):
+    """One number of the first wrong gradient, beside what it should be."""
+    for row in rows:
+        for answer in answers:
+            name, true = row.what.removeprefix("d"), answer.question.true
+            if row.holds or name not in answer.claimed or answer.error(name) <= RTOL:
+                continue
+            claimed = answer.claimed[name]
+            off = np.abs(claimed - true[name])
+            at = tuple(map(int, np.unravel_index(np.argmax(np.where(np.isnan(off), np.inf, off)), off.shape)))
+            said = f"For example d{name}[{', '.join(map(str, at))}] is {claimed[at]:.6g}, and the derivative is {true[name][at]:.6g}"
+            return [said + _with(answer.question.case) + "."]
+    return []
 
 
 def _on_the_way(exercise, answers):
     """Where the first wrong array stands on a long way back."""
     for answer in answers:
-        fine = []
-        for name in exercise.order:
-            if name in answer.claimed and error_of(answer.claimed[name], answer.true[name]) <= RTOL:
-                fine.append(name)
-                continue
-            before = f"right as far as d{fine[-1]}" if fine else "nothing is right yet"
-            return [f"On the way back, from the last layer to the first, it is {before}, and d{name} is the first that is not:"
-                    " look at the lines in between."] if name in answer.claimed else []  # fmt: skip
+        fine = [name for name in exercise.order if name in answer.claimed and answer.error(name) <= RTOL]
+        bad = [name for name in exercise.order if name in answer.claimed and answer.error(name) > RTOL]
+        if bad:
+            before = [name for name in fine if exercise.order.index(name) < exercise.order.index(bad[0])]
+            so_far = f"all is right as far as d{before[-1]}, and" if before else "nothing is right yet:"
+            return [
+                f"On the way back, from the last layer to the first, {so_far} d{bad[0]} is the first that is not: look at the "
+                "lines in between."
+            ]
     return []
 
 
 # Manners ----------------------------------------------------------------------------------------------------------------
 
 
-def _manners(exercise, learner, case):
-    """Rows on what a backward must not do, in the plain case."""
+def _manners(exercise, learner, answers):
+    """Rows on what a backward must not do."""
     for what, ask in (("hands off", _hands_off), ("float32", _float32), ("memory", _memory_order)):
-        try:
-            said = ask(exercise, learner, case)
-        except Problem as problem:
-            said = problem.sentence
+        said = None
+        for answer in answers if what == "hands off" else answers[:1]:
+            try:
+                said = said or ask(exercise, learner, answer.question)
+            except Problem as problem:
+                said = problem.sentence
         yield Row(said is None, what, said or MANNERS[what])
 
 
@@ -248,10 +316,10 @@ MANNERS = {
 }
 
 
-def _hands_off(exercise, learner, case):
+def _hands_off(exercise, learner, question):
+    case, dy = question.case, _copy(question.dy)
     values = [value.copy() for value in case.arrays.values()]
-    y, cache, back = learner.call(exercise.run, learner, values, case.options)
-    dy = _upstream(y, np.random.default_rng(9))
+    _, cache, back = learner.call(exercise.run, learner, values, case.options)
     watched = {"dy": dy, **dict(zip(case.arrays, values, strict=True))}
     watched |= {f"the cache ({k})": value for k, value in enumerate(_in_cache(cache))}
     before = {name: np.array(value) for name, value in watched.items()}
@@ -259,23 +327,24 @@ def _hands_off(exercise, learner, case):
     for name, value in watched.items():
         if not np.array_equal(np.asarray(value), before[name], equal_nan=True):
             said = name.partition(" (")[0]
-            return f"{said} is changed in place{_which_line(exercise, learner, case)}: compute on an array of your own"
+            return (
+                f"{said} is changed in place{_which_line(exercise, learner, question)}: compute on an array of your own"
+            )
     if exercise.contract:
         return None  # a module's cache serves once
     try:
         second = _copies(learner.call(back, dy))
     except Problem as problem:
         return f"a second call with the same cache stops: {problem.sentence}"
-    if not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True) if a is not None):
+    if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True) if a is not None):
         return "a second call with the same dy and cache says something else: something is kept between calls"
     return None
 
 
-def _which_line(exercise, learner, case):
+def _which_line(exercise, learner, question):
     """Where it is written: the same once more with arrays that cannot be."""
-    values = [value.copy() for value in case.arrays.values()]
-    y, cache, back = learner.call(exercise.run, learner, values, case.options)
-    dy = _upstream(y, np.random.default_rng(9))
+    values, dy = [value.copy() for value in question.case.arrays.values()], _copy(question.dy)
+    _, cache, back = learner.call(exercise.run, learner, values, question.case.options)
     for value in (dy, *values, *_in_cache(cache)):
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
@@ -295,12 +364,14 @@ def _in_cache(cache):
 
 
 def _copies(result):
-    return [None if value is None else np.array(value) for value in (result if isinstance(result, tuple) else (result,))]
+    return [
+        None if value is None else np.array(value) for value in (result if isinstance(result, tuple) else (result,))
+    ]
 
 
-def _float32(exercise, learner, case):
-    values = [value.astype(np.float32) for value in case.arrays.values()]
-    y, _, back = learner.call(exercise.run, learner, values, case.options)
+def _float32(exercise, learner, question):
+    values = [value.astype(np.float32) for value in question.case.arrays.values()]
+    y, _, back = learner.call(exercise.run, learner, values, question.case.options)
     result = learner.call(back, _upstream(y, np.random.default_rng(9)))
     for name, value in zip(exercise.returns, _as_tuple(exercise, result), strict=True):
         if value is not None and value.dtype != np.float32:
@@ -311,16 +382,15 @@ def _float32(exercise, learner, case):
     return None
 
 
-def _memory_order(exercise, learner, case):
-    values = [value.copy() for value in case.arrays.values()]
+def _memory_order(exercise, learner, question):
     results = []
-    for order in (None, "C", "F"):
-        y, _, back = learner.call(exercise.run, learner, values, case.options)
-        dy = _upstream(y, np.random.default_rng(9))
-        results.append(_copies(learner.call(back, dy if order is None or not y.shape else np.asarray(dy, order=order))))
+    for order in ("K", "C", "F"):
+        dy = question.dy
+        _, _, back = _forwards(exercise, learner, question.case)
+        results.append(_copies(learner.call(back, dy.copy(order=order) if isinstance(dy, np.ndarray) else dy)))
     for others in results[1:]:
         for name, a, b in zip(exercise.returns, results[0], others, strict=True):
-            if a is not None and not same(b, a):
+            if a is not None and np.isfinite(a).all() and not same(b, a):
                 return f"d{name} depends on how dy lies in memory: reshape only what as_matrix or as_maps gives"
     return None
 
@@ -330,16 +400,15 @@ def _memory_order(exercise, learner, case):
 
 def _evidence(exercise, learner, answers):
     """Rows by the library's own instruments, once all agrees: gradcheck and the loops."""
-    case = next((answer.case for answer in answers if answer.case.smooth), None)
+    case = next((answer.question.case for answer in answers if answer.question.case.smooth), None)
     if case:
         yield from _gradcheck(exercise, learner, case)
     worst = 0.0
-    for answer in answers:
-        loops = exercise.reference(answer.dy, list(answer.case.arrays.values()), answer.case.options)
-        names = [name for name in exercise.returns if name in answer.case.arrays]
-        for name, loop in zip(names, loops, strict=True):
-            largest = max(np.abs(value).max() for value in answer.true.values())
-            worst = max(worst, error_of(answer.claimed[name], loop, FLOOR * largest))
+    for (case, _, dy, true), claimed in answers:
+        loops = exercise.reference(dy, list(case.arrays.values()), case.options)
+        largest = max(np.abs(value).max() for value in true.values())
+        for name, loop in zip(true, loops, strict=True):
+            worst = max(worst, error_of(claimed[name], loop, FLOOR * largest))
     yield Row(worst <= RTOL, "reference.py", f"the loops over single numbers agree to {digits(worst)} digits")
 
 
@@ -358,13 +427,7 @@ def _gradcheck(exercise, learner, case):
         except (sn.GradientMismatch, Problem) as error:
             yield Row(False, what, str(error))
             continue
-        checked = sum(row.checked for row in report.rows[:-1])
-        yield Row(True, what, f"{checked} numbers agree to {digits(report.rows[:-1] and max(r.error for r in report.rows[:-1]))}"
-                              f" digits, and to {digits(report.rows[-1].error)} in the adjoint test")  # fmt: skip
-
-
-@contextlib.contextmanager
-def plain_functions():
-    """Only what stands in the layers' files runs."""
-    with sn.use_kernels(False):
-        yield
+        *arrays, adjoint = report.rows
+        checked, worst = sum(row.checked for row in arrays), max(row.error for row in arrays)
+        said = f"{checked} numbers agree to {digits(worst)} digits, and to {digits(adjoint.error)} in the adjoint test"
+        yield Row(True, what, said)

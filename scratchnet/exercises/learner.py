@@ -42,6 +42,7 @@ class Learner:
         self._calls = 0
         with self._watched(show=True):
             spec = importlib.util.spec_from_file_location(f"exercise_{name}", path)
+            assert spec and spec.loader
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             sys.path.append(str(path.parent))  # files of the learner's beside it
@@ -98,7 +99,7 @@ class Learner:
         """(number, text) of the learner's own line that an error comes through, the innermost."""
         with contextlib.suppress(Exception):
             for frame in reversed(traceback.extract_tb(error.__traceback__)):
-                if frame.filename == self.path:
+                if frame.filename == self.path and frame.lineno:
                     return frame.lineno, frame.line or linecache.getline(self.path, frame.lineno)
         return None
 

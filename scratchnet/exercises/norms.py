@@ -43,13 +43,20 @@ def _knows(dy, arrays, options):
         ("the way through the variance, -weight · s · x̂ · Σ(dy · x̂) / M,", image(-gain * xhat * dweight / m)),
     ]
     wrongs = [
-        ("mean and variance are taken for constants: that is eval mode. In training every x moves both, and with them all y.",
-         terms[0][1]),
-        ("in the way through the variance x - mean stands where x̂ belongs.",
-         image(gain * (grad - dbias / m - centred * dweight / m))),
-        ("in the way through the variance Σ(dy · x) stands where Σ(dy · x̂) belongs.",
-         image(gain * (grad - dbias / m - xhat * (grad * rows).sum(axis=1, keepdims=True) / m))),
-    ]  # fmt: skip
+        (
+            "mean and variance are taken for constants: that is eval mode. In training every x moves both, "
+            "and with them all y.",
+            terms[0][1],
+        ),
+        (
+            "in the way through the variance x - mean stands where x̂ belongs.",
+            image(gain * (grad - dbias / m - centred * dweight / m)),
+        ),
+        (
+            "in the way through the variance Σ(dy · x) stands where Σ(dy · x̂) belongs.",
+            image(gain * (grad - dbias / m - xhat * (grad * rows).sum(axis=1, keepdims=True) / m)),
+        ),
+    ]
     per_channel = [("s = 1/√(v + eps)", image(s)), ("weight", image(weight[:, None]))]
     of_weight = [
         ("x is summed where x̂ belongs: weight multiplies the normalised x.", (grad * rows).sum(axis=1)),
@@ -68,7 +75,7 @@ def _knows(dy, arrays, options):
 
 BATCH_NORM = Exercise(
     name="batch_norm",
-    teaches="one x moves every y of its channel: by itself, through the mean, through the variance",
+    teaches="one x moves every y of its channel: itself, through the mean, through the variance",
     chapter="08-batch-norm",
     problem="""
         the backward of batch normalisation, in training mode.
@@ -93,12 +100,14 @@ BATCH_NORM = Exercise(
     reference=lambda dy, arrays, options: reference.batch_norm_backward(dy, *arrays[:2], *options),
     knows=_knows,
     hints=(
-        "Begin with the last line of forward: it gives dbias and dweight, sums over a row. For dx ask how xᵢ moves x̂ⱼ: itself, "
-        "where i = j; through the mean, every j alike; through s, every j by its own x̂ⱼ.",
+        "Begin with the last line of forward: it gives dbias and dweight, sums over a row. For dx ask how "
+        "xᵢ moves x̂ⱼ: itself, where i = j; through the mean, every j alike; through s, every j by its "
+        "own x̂ⱼ.",
         "In formulas:\n[[BN.5]]\n[[BN.6]]\n[[BN.7]]\nThe two sums in the last are those that you already have.",
-        "On rows (C, M): xhat = (as_matrix(x) - mean) * inv_std, dbias = grad.sum(axis=1), dweight = (grad * xhat).sum(axis=1), and "
-        "dx = weight[:, None] * inv_std * (grad - dbias[:, None] / m - xhat * dweight[:, None] / m). as_images(dx, dy) at the end.",
+        "On rows (C, M): xhat = (as_matrix(x) - mean) * inv_std, dbias = grad.sum(axis=1), dweight = "
+        "(grad * xhat).sum(axis=1), and dx = weight[:, None] * inv_std * (grad - dbias[:, None] / m - "
+        "xhat * dweight[:, None] / m). as_images(dx, dy) at the end.",
     ),
-)  # fmt: skip
+)
 
 EXERCISES = (BATCH_NORM,)

@@ -52,10 +52,13 @@ GLOBAL_AVG_POOL = Exercise(
     reference=lambda dy, arrays, options: (reference.global_avg_pool2d_backward(dy, *arrays),),
     knows=_global_knows,
     hints=(
-        "y is H·W numbers of x, each divided by H·W. How much does y move when one of them does? It is the same for each.",
-        "In a formula:\n[[GPOOL.2]]\nso every pixel of a channel gets the same number, and all that is left is to spread it out.",
-        "Take the shape and dtype out of the cache, share = as_maps(dy) / (height * width) is (C, 1, 1, N); make an empty "
-        "(C, H, W, N) array of that dtype, write share into all of it (dx[...] = share, it is repeated), and as_images(dx).",
+        "y is H·W numbers of x, each divided by H·W. How much does y move when one of them does? It is "
+        "the same for each.",
+        "In a formula:\n[[GPOOL.2]]\nso every pixel of a channel gets the same number, and all that is left "
+        "is to spread it out.",
+        "Take the shape and dtype out of the cache, share = as_maps(dy) / (height * width) is (C, 1, 1, "
+        "N); make an empty (C, H, W, N) array of that dtype, write share into all of it (dx[...] = share, "
+        "it is repeated), and as_images(dx).",
     ),
 )
 
@@ -86,22 +89,27 @@ def _max_knows(dy, arrays, options):
     (x,), (kernel, *_) = arrays, options
     _, (geometry, chosen) = max_pool2d_forward(x, *options)
     grad = dy.transpose(1, 2, 3, 0)
-    everywhere, assigned, shared = (np.zeros(x.transpose(1, 2, 3, 0).shape) for _ in range(3))
+    everywhere, assigned, shared, alone = (np.zeros(x.transpose(1, 2, 3, 0).shape) for _ in range(4))
     for i, j, outside, inside in taps(*geometry):
         mine = chosen[outside] == i * kernel[1] + j
         everywhere[inside] += grad[outside]
         shared[inside] += grad[outside] / (kernel[0] * kernel[1])
         assigned[inside] = np.where(mine, grad[outside], 0)
+        alone[inside] += mine
     swapped = np.zeros(everywhere.shape)
     for i, j, outside, inside in taps(*geometry):
         swapped[inside] += np.where(chosen[outside] == i + j * kernel[0], grad[outside], 0)
     wrongs = [
         ("each pixel of a window gets dy, where only the largest moves y: chosen says which tap that was.", everywhere),
         ("dy is shared out as by a mean, where all of it goes to the largest pixel.", shared),
-        ("a later tap overwrites what earlier ones wrote (dx[inside] = …): a pixel can be the largest of several windows, "
-         "so add (+=).", assigned),
+        (
+            "a later tap overwrites what earlier ones wrote (dx[inside] = …): a pixel can be the largest of "
+            "several windows, so add (+=).",
+            assigned,
+        ),
+        ("it is counted how often a pixel is the largest: each time it gets the dy of that window.", alone),
         ("the number of a tap is i · (width of the kernel) + j, along rows first.", swapped),
-    ]  # fmt: skip
+    ]
     return {"x": Knows(wrongs=[(said, array.transpose(3, 0, 1, 2)) for said, array in wrongs], axes="NCHW")}
 
 
@@ -129,11 +137,14 @@ MAX_POOL = Exercise(
     reference=lambda dy, arrays, options: (reference_windows.max_pool2d_backward(dy, *arrays, *options[:4]),),
     knows=_max_knows,
     hints=(
-        "Where x moves a little, the largest pixel stays the largest, so y is that one pixel: slope 1 for it, 0 for the "
-        "others. A pixel may be the largest of several windows: then it moves several numbers of y.",
-        "In a formula:\n[[MAXPOOL.3]]\nForward walks over taps; walk over the same ones, with outside and inside exchanged.",
-        "For each tap: dx[inside] += xp.where(chosen[outside] == i * KW + j, grad[outside], 0), with grad = as_maps(dy), KW = "
-        "geometry[2][1] and dx zeros of shape (C, *geometry[0], N) and of grad's dtype.",
+        "Where x moves a little, the largest pixel stays the largest, so y is that one pixel: slope 1 for "
+        "it, 0 for the others. A pixel may be the largest of several windows: then it moves several "
+        "numbers of y.",
+        "In a formula:\n[[MAXPOOL.3]]\nForward walks over taps; walk over the same ones, with outside and "
+        "inside exchanged.",
+        "For each tap: dx[inside] += xp.where(chosen[outside] == i * KW + j, grad[outside], 0), with grad "
+        "= as_maps(dy), KW = geometry[2][1] and dx zeros of shape (C, *geometry[0], N) and of grad's "
+        "dtype.",
     ),
 )
 

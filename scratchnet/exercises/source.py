@@ -10,16 +10,17 @@ import inspect
 import textwrap
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import scratchnet
 
 ROOT = Path(scratchnet.__file__).parent
-END = '''
+END = """
 if __name__ == "__main__":  # python {name}.py judges this file
-    from scratchnet.exercises import check
+    from scratchnet.exercises.command import check
 
     raise SystemExit(check("{name}", __file__))
-'''
+"""
 
 
 class Source:
@@ -27,14 +28,14 @@ class Source:
 
     def __init__(self, module):
         self.module = module
-        self.path = Path(import_module(module).__file__)
+        self.path = Path(import_module(module).__file__ or "")
         self.text = self.path.read_text(encoding="utf-8")
         self.lines = self.text.splitlines()
         self.tree = ast.parse(self.text)
 
     def find(self, name):
         """The node of a function, class or `Class.method`."""
-        node = self.tree
+        node: Any = self.tree
         for part in name.split("."):
             node = next(child for child in node.body if getattr(child, "name", None) == part)
         return node
@@ -52,7 +53,9 @@ class Source:
                 aliases = [a for a in node.names if (a.asname or a.name) in names]
                 said = ", ".join(a.name + f" as {a.asname}" * bool(a.asname) for a in aliases)
                 if said:
-                    lines.append(f"from {node.module} import {said}" if isinstance(node, ast.ImportFrom) else f"import {said}")
+                    lines.append(
+                        f"from {node.module} import {said}" if isinstance(node, ast.ImportFrom) else f"import {said}"
+                    )
             else:
                 own = _bound(node) & names
                 if own:
