@@ -7,6 +7,7 @@ from scratchnet import reference
 from scratchnet.exercises import worked
 from scratchnet.exercises.exercise import Case, Exercise, Knows, pair
 from scratchnet.exercises.first import PLAIN
+from scratchnet.exercises.manners import of_module
 from scratchnet.layers.activation import relu6_backward, relu6_forward
 from scratchnet.layers.conv import conv2d_backward
 from scratchnet.layers.norm import batch_norm_backward, frozen_batch_norm_backward
@@ -89,11 +90,9 @@ def _residual_reference(dy, arrays, options):
 
 
 def _residual_contract(namespace):
-    from scratchnet.exercises.first import asked_of
-
     rng = np.random.default_rng(3)
     x, weight = rng.standard_normal((3, 4, 5, 2)), rng.standard_normal((4, 4, 1, 1))
-    asked = asked_of(namespace, lambda: _residual(namespace, [x, weight], ()), rng.standard_normal(x.shape))
+    asked = of_module(namespace, lambda: _residual(namespace, [x, weight], ()), rng.standard_normal(x.shape))
     yield from (row for row in asked if row[0] != "frozen")  # that is the body's
 
 
@@ -249,9 +248,9 @@ BLOCK = Exercise(
             shortcut     x is added, where y has its shape
 
         You have written the backward of each of these; the library's are imported. conv2d_backward(dy, cache) returns dx,
-        dweight, dbias (None here), batch_norm_backward(dy, cache) dx, dweight, dbias (gamma's and beta's), relu6_backward(dy,
-        cache) dx. Backward hands back ten gradients, in the order of forward's arguments: dx, dw1, dgamma1, dbeta1, dw2,
-        dgamma2, dbeta2, dw3, dgamma3, dbeta3. `add(a, b)` adds activations.
+        dweight, dbias (None here), batch_norm_backward(dy, cache) dx, dweight, dbias (gamma's and beta's), and
+        relu6_backward(dy, cache) dx. Backward hands back ten gradients, in the order of forward's arguments: dx, dw1,
+        dgamma1, dbeta1, dw2, dgamma2, dbeta2, dw3, dgamma3, dbeta3. `add(a, b)` adds activations.
     """,
     source="scratchnet.exercises.worked",
     given=("block_forward",),

@@ -17,6 +17,12 @@ from typing import NamedTuple
 
 MEMORY = 4 << 30  # bytes that a learner's code may ask for, beyond what is in use
 GRACE = 10  # seconds that a child has beyond its limit to say where it was
+START = """
+import json, sys
+sys.path = json.loads(sys.argv[1])
+from scratchnet.exercises.child import main
+main(*sys.argv[2:])
+"""
 LINE = re.compile(r'^  File "(.*)", line (\d+) in ', re.M)
 
 
@@ -48,7 +54,8 @@ def run(name, file, seconds):
     file = Path(file).resolve()
     with tempfile.TemporaryDirectory() as folder:
         result, trace = Path(folder, "result.json"), Path(folder, "trace.txt")
-        command = [sys.executable, "-m", "scratchnet.exercises.child", name, *map(str, (file, result, trace, seconds))]
+        paths = json.dumps([os.path.abspath(path) for path in sys.path])
+        command = [sys.executable, "-c", START, paths, name, *map(str, (file, result, trace, seconds))]
         with Path(folder, "output.txt").open("wb") as output:
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -112,6 +119,7 @@ def main(name, file, result, trace, seconds):
 
         _limit_memory()
         sn.use_kernels(False)  # what stands in the layers' files runs, and nothing has to be compiled
+        sn.set_num_threads(1)  # and BLAS takes one: all arrays are small
         faulthandler.dump_traceback_later(float(seconds), exit=True, file=watched)
         learner = None
         try:
@@ -136,7 +144,3 @@ def _limit_memory():
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     except (ImportError, OSError, ValueError):
         pass  # no such limit on this system
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

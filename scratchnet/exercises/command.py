@@ -36,15 +36,18 @@ def main(arguments=None):
     parser.add_argument("--level", type=int, choices=(1, 2, 3), help="which hints, without a note in the folder")
     args = parser.parse_args(arguments)
     word, *rest = args.words or ["list"]
-    commands = {"list": _list, "check": _check, "hint": _hint}
+    commands = {"check": _check, "hint": _hint}
     try:
-        if word not in commands:
-            return _set_up(_known(word), _folder(rest), args)
         if word == "list":
             return _list(_folder(rest))
+        if word not in commands:
+            return _set_up(_known(word), _folder(rest), args)
         if not rest:
             raise Refused(f"`{word}` of which exercise? `{PROG}` lists them")
         return commands[word](_known(rest[0]), _folder(rest[1:]), args)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     except (Refused, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
@@ -60,9 +63,8 @@ def _known(name):
     if name in COURSE:
         return name
     near = difflib.get_close_matches(name, [*COURSE, "list", "check", "hint"], 1, 0.4)
-    meant = f", did you mean {near[0]}?" if near else ""
-    raise Refused(f"there is no exercise {name!r}{meant} They are {', '.join(COURSE)}" if near else
-                  f"there is no exercise {name!r}: they are {', '.join(COURSE)}")  # fmt: skip
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise Refused(f"there is no exercise {name!r}{meant}, they are {', '.join(COURSE)}")
 
 
 def _list(folder):
@@ -104,14 +106,13 @@ def _hint(name, folder, args):
         level = min(3, place.hints() + 1)
         place.write_note(hints=level)
     for k, hint in enumerate(exercise.hints[:level], 1):
-        print(f"Hint {k} of 3")
+        print("\n" * (k > 1) + f"Hint {k} of 3")
         for line in hint.splitlines():
             found = line.startswith("[[") and line.endswith("]]")
             print(f"    {formula(line[2:-2])}" if found else textwrap.fill(line, WIDTH, break_long_words=False))
-        print()
     if level == 3:
         places = ", ".join(place for place, _ in solution(exercise)[:1])
-        print(f"That was the last. The whole stands in {places}.")
+        print(f"\nThat was the last. The whole stands in {places}.")
     return 0
 
 
@@ -153,17 +154,19 @@ def _headline(found):
     right = [what for holds, what, _ in found.rows if holds and what.startswith("d") and what != "differences"]
     wrong = [what for holds, what, _ in found.rows if not holds]
     arrays = [what for what in wrong if what.startswith("d") and what != "differences"]
+    if not right and not arrays:
+        return "it does not run."
+    if "runs" in wrong:
+        return "it runs in some cases only."
     if not arrays:
-        if wrong[0] in ("runs", "reads") and not right:
-            return "it does not run."
         return f"the gradients are right, but not all of the rest: {', '.join(wrong)}."
     if right:
-        return f"{_and(right)} {'is' if len(right) == 1 else 'are'} right, {_and(arrays)} {'is' if len(arrays) == 1 else 'are'} not."
-    return f"{_and(arrays)} {'is' if len(arrays) == 1 else 'are'} not right yet."
+        return f"{_are(right)} right, {_are(arrays)} not."
+    return f"{_are(arrays)} not right yet."
 
 
-def _and(names):
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+def _are(names):
+    return f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
 
 
 def _show_solution(name):

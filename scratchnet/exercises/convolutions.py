@@ -149,8 +149,8 @@ CONV2D = Exercise(
         With groups there is one such product for each: matrices are (G, O/G, K) and (G, K, M), and @ multiplies group by
         group. All arrays are maps as they lie in memory: x (C, H, W, N), weight (O, C/groups, KH, KW), dy (O, OH, OW, N).
         Backward hands back dx like x and dweight like weight, or None for dweight where `wants_dweight` is False (you may
-        leave that alone). `add_col2im(dcols, dx, stride, padding, dilation)` adds dcols (C, KH, KW, OH, OW, N) to the pixels
-        of dx (C, H, W, N) that im2col copied them from; with `taps` you can write it yourself:
+        leave that alone). `add_col2im(dcols, dx, stride, padding, dilation)` adds dcols (C, KH, KW, OH, OW, N) to the
+        pixels of dx (C, H, W, N) that im2col copied them from; with `taps` you can write it yourself:
 
             for i, j, outside, inside in taps(x.shape[1:3], out_size, weight.shape[2:], stride, padding, dilation):
                 cols[:, i, j][outside] = x[inside]      # this is im2col
@@ -173,6 +173,7 @@ CONV2D = Exercise(
         "grad, reshaped to (C, KH, KW, OH, OW, N), goes to zeros like x by add_col2im.",
     ),
     solution=("scratchnet.windows:add_col2im",),
+    tools=("scratchnet.windows:taps",),
 )
 
 
@@ -222,10 +223,10 @@ DEPTHWISE = Exercise(
             y[outside] += weight[i, j] · x[inside]      tap by tap, each channel with filters of its own
 
         `taps(in_size, out_size, kernel, stride, padding, dilation)` yields (i, j, outside, inside): the tap, the outputs
-        whose tap (i, j) reads a pixel and not the padding, and those pixels, of one shape. All arrays are maps as they lie in
-        memory: x (C, H, W, N), weight (O, 1, KH, KW), dy (O, OH, OW, N). Mostly O = C; there may be O/C filters a channel,
-        whose outputs then lie side by side. Backward hands back dx like x and dweight like weight, or None for dweight where
-        `wants_dweight` is False (you may leave that alone).
+        whose tap (i, j) reads a pixel and not the padding, and those pixels, of one shape. All arrays are maps as they
+        lie in memory: x (C, H, W, N), weight (O, 1, KH, KW), dy (O, OH, OW, N). Mostly O = C; there may be O/C filters a
+        channel, whose outputs then lie side by side. Backward hands back dx like x and dweight like weight, or None for
+        dweight where `wants_dweight` is False (you may leave that alone).
     """,
     source="scratchnet.layers.conv",
     given=("depthwise_forward",),

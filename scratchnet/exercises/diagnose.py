@@ -104,8 +104,8 @@ def _finite(claimed, true, sizes, knows):
     bad = ~np.isfinite(claimed)
     if bad.any():
         return (
-            f"{bad.sum()} of {bad.size} numbers are NaN or infinite, the first at {_first(bad)}: a division by 0, a logarithm "
-            "of 0, exp of a large number, or an array from np.empty that was not filled?"
+            f"{bad.sum()} of {bad.size} numbers are NaN or infinite, the first at {_first(bad)}: a division by 0, a "
+            "logarithm of 0, exp of a large number, or an array from np.empty that was not filled?"
         )
 
 
@@ -139,10 +139,11 @@ def times(ratio, sizes):
         return f"every number is {ratio:.9g} times what it should be: nearly right; rounded somewhere, or eps twice?"
     said = f"every number is {abs(ratio):.4g} times {'too large' if abs(ratio) > 1 else 'what it should be'}"
     said += ", and of the other sign" * (ratio < 0)
+    missing = "not divided by {0} ({0} = {1:.4g}): the mean over {0} is missing"
+    too_often = "divided by {0} ({0} = {1:.4g}) once too often, or not multiplied by it"
     for power in (1, 2):
         for letter, value in sizes.items():
-            for factor, what in ((value, "not divided by {0} ({0} = {1:.4g}): the mean over {0} is missing"),
-                                 (1 / value, "divided by {0} ({0} = {1:.4g}) once too often, or not multiplied by it")):  # fmt: skip
+            for factor, what in ((value, missing), (1 / value, too_often)):
                 if value not in (1, 2, 0.5) and abs(abs(ratio) / factor**power - 1) < 1e-6:
                     return f"{said}: {what.format(letter, value)}{', squared' * (power == 2)}."
     for factor, what in ((2, "counted twice?"), (0.5, "halved, or one of two equal parts is missing?")):
@@ -209,7 +210,8 @@ def _masked(claimed, true, sizes, knows):
             "A mask is missing, or a bound of it."
         )
     if not claimed[wrong].any() and wrong.mean() < 0.9:
-        return f"right but for {wrong.sum()} of {wrong.size} numbers that are 0 and should not be{where or _confined(wrong, knows)}."
+        where = where or _confined(wrong, knows)
+        return f"right but for {wrong.sum()} of {wrong.size} numbers that are 0 and should not be{where}."
     return None
 
 

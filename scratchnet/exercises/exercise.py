@@ -55,13 +55,14 @@ class Exercise(NamedTuple):
         given: names in it that stand in the file as they are; of a class, "Name: method, method".
         todo: the name whose body is removed, "function" or "Class.method".
         returns: the names of the arrays whose gradients backward returns, in order.
-        run: (namespace, arrays, options) -> (y, cache, back) by the functions of a namespace, back(dy) being a tuple of gradients.
+        run: (namespace, arrays, options) -> (y, cache, back) by the functions of a namespace; back(dy) gives the gradients.
         cases: (rng) -> list of `Case`; the first is the plain one.
         reference: (dy, arrays, options) -> gradients by loops over single numbers.
         knows: (dy, arrays, options) -> {name of an array: `Knows`}.
         hints: an idea, a formula, and nearly the lines; "[[TAG.1]]" stands for a formula of the library's docstring.
         solution: names to show when it is solved, besides `todo`: "module:name".
         contract: (namespace) -> (what, complaint or None) pairs that are asked besides; through it a module is looked at.
+        tools: names that the file imports besides those that its lines use: "module:name".
         order: the arrays in the order in which backward meets them, where that is a long way; else empty.
     """
 
@@ -80,6 +81,7 @@ class Exercise(NamedTuple):
     hints: tuple[str, str, str]
     solution: tuple[str, ...] = ()
     contract: Callable | None = None
+    tools: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
 
     @property

@@ -5,6 +5,7 @@ import numpy as np
 from scratchnet import reference
 from scratchnet.array import as_matrix
 from scratchnet.exercises.exercise import Case, Exercise, Knows, pair
+from scratchnet.exercises.manners import of_module
 from scratchnet.layers.loss import log_softmax
 
 PLAIN = "the plain case"
@@ -245,95 +246,7 @@ def _linear_module(namespace, arrays):
 def _module_contract(namespace):
     rng = np.random.default_rng(3)
     arrays = [rng.standard_normal(shape) for shape in ((4, 7), (5, 7), (5,))]
-    yield from asked_of(namespace, lambda: _linear_module(namespace, arrays), rng.standard_normal((4, 5)))
-
-
-def asked_of(namespace, make, dy, outer=None):
-    """(what, complaint or None) on the contract of a module that `make() -> (module, y)` makes anew.
-
-    Args:
-        namespace: the learner's file, by which calls are made.
-        make: the module, after one forward.
-        dy: a gradient that fits.
-        outer: the names of parameters to look at; None for all.
-    """
-    layer, _ = make()
-    namespace.call(layer.backward, dy.copy())
-    once = {name: parameter.grad.copy() for name, parameter in layer.named_parameters()}
-    yield "adds", _adds(namespace, make, dy, once)
-    yield "one shot", _one_shot(namespace, make, dy)
-    yield "fits", _refuses(namespace, make, dy)
-    yield "frozen", _frozen(namespace, make, dy)
-
-
-def _adds(namespace, make, dy, once):
-    layer, _ = make()
-    start, grads = {}, {}
-    for name, parameter in layer.named_parameters():
-        start[name] = np.full(parameter.data.shape, 0.25)
-        parameter.grad[...] = 0.25
-        grads[name] = parameter.grad
-    namespace.call(layer.backward, dy.copy())
-    for name, parameter in layer.named_parameters():
-        grown = parameter.grad - start[name]
-        if parameter.grad is not grads[name]:
-            return f"{name}.grad is another array now: add to the one that is there (+=), others hold it too"
-        if np.allclose(grown, once[name], rtol=1e-9, atol=1e-12):
-            continue
-        if np.allclose(parameter.grad, once[name], rtol=1e-9, atol=1e-12):
-            return (
-                f"{name}.grad is set, where it has to be added to (+=): a weight that is used twice would lose one half"
-            )
-        if not grown.any():
-            return f"{name}.grad stays as it was: nothing is added to it"
-        return f"{name}.grad grows by something else than the gradient when it is not 0 before"
-    return None
-
-
-def _one_shot(namespace, make, dy):
-    layer, _ = make()
-    namespace.call(layer.backward, dy.copy())
-    try:
-        layer.backward(dy.copy())
-    except RuntimeError:
-        return None
-    except Exception as error:
-        return (
-            f"a second backward after one forward should raise RuntimeError, and raises {type(error).__name__}: {error}"
-        )
-    return "a second backward after one forward is accepted: take_cache(dy) hands the cache out once"
-
-
-def _refuses(namespace, make, dy):
-    layer, _ = make()
-    try:
-        layer.backward(np.zeros((len(dy) + 1, *dy.shape[1:])))
-    except ValueError as error:
-        if "as forward returned" in str(error):
-            return None
-        return f"a dy of another shape than y stops somewhere inside ({error}): hand dy to take_cache(dy), which refuses it"
-    except Exception as error:
-        return (
-            f"a dy of another shape than y raises {type(error).__name__}: hand dy to take_cache(dy), which refuses it"
-        )
-    return "a dy of another shape than y is accepted: hand dy to take_cache(dy), which refuses it"
-
-
-def _frozen(namespace, make, dy):
-    layer, _ = make()
-    name, first = next(layer.named_parameters())
-    first.requires_grad = False
-    try:
-        namespace.call(layer.backward, dy.copy())
-    except Exception as error:
-        return f"stops where {name} is frozen (requires_grad = False): {error}"
-    if first.grad.any():
-        return f"{name} is frozen (requires_grad = False) and still gets a gradient: add_gradients leaves such out"
-    return None
-
-
-def _module_knows(dy, arrays, options):
-    return _linear_knows(dy, arrays, options)
+    yield from of_module(namespace, lambda: _linear_module(namespace, arrays), rng.standard_normal((4, 5)))
 
 
 MODULE = Exercise(
@@ -349,8 +262,8 @@ MODULE = Exercise(
 
             takes what forward saved      self.take_cache(dy): once; a second backward raises, and so does a dy that does
                                           not have y's shape
-            adds, and does not set        parameter.grad += …, since a weight may be used more than once, and a batch may come
-                                          in parts
+            adds, and does not set        parameter.grad += …, since a weight may be used more than once, and a batch
+                                          may come in parts
             leaves frozen parameters      parameter.requires_grad says so; `is_trained` asks, of None (no bias) too, and
                                           `add_gradients(parameters, gradients)` adds to those that are trained
 
@@ -363,7 +276,7 @@ MODULE = Exercise(
     run=_module_run,
     cases=lambda rng: [case for case in _linear_cases(rng) if case.label in (PLAIN, "no bias")],
     reference=_linear_reference,
-    knows=_module_knows,
+    knows=_linear_knows,
     hints=(
         "Four things in a row: take the cache, call the pair's backward, add the two gradients, return "
         "dx. No mathematics is left.",

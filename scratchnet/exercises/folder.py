@@ -1,4 +1,4 @@
-"""Where a learner works: a folder for each exercise, with one file to fill in and a note of hints taken and what was solved.
+"""Where a learner works: a folder for each exercise, with a file to fill in and a note of hints and of what is solved.
 
 Nothing here writes over a learner's work.
 """
@@ -44,10 +44,11 @@ class Place:
         if self.file.exists():
             if not force:
                 raise Refused(
-                    f"{self.file} is there already and stays as it is: check it with `check {self.name}`, or begin anew with "
-                    f"--force, which moves it aside"
+                    f"{self.file} is there already and stays as it is: `check {self.name}` checks it, and --force begins "
+                    "anew, moving it aside"
                 )
-            aside = next(path for k in range(1, 10**6) if not (path := self.file.with_suffix(f".{k}.py")).exists())
+            names = (self.file.with_suffix(f".{k}.py") for k in range(1, 10**6))
+            aside = next(path for path in names if not path.exists())
             self.file.rename(aside)
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.file.open("x", encoding="utf-8", newline="\n") as file:

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import linecache
+import re
 import sys
 import traceback
 import warnings
@@ -15,6 +16,9 @@ import warnings
 import numpy as np
 
 LONGEST = 4000  # characters of what is printed
+UNFIT = re.compile(
+    r"matmul: Input operand 1 has a mismatch in its core dimension 0.*\(size (\d+) is different from (\d+)\)"
+)
 
 
 class Problem(Exception):
@@ -57,7 +61,7 @@ class Learner:
     def call(self, function, *args):
         """Call something that runs the learner's lines; raises `Problem` for whatever goes wrong there."""
         self._calls += 1
-        with self._watched(show=self._calls == 1):
+        with self._watched(show=self._calls <= 2):  # the first forward, and its backward
             return function(*args)
 
     @contextlib.contextmanager
@@ -87,6 +91,8 @@ class Learner:
             return NotWritten(f"line {place[0]}: not written yet")
         at = f"line {place[0]}: " if place else ""
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if sizes := UNFIT.search(said):
+            said = f"ValueError: {sizes[2]} and {sizes[1]} do not fit: in A @ B the rows of B are as many as the columns of A"
         if isinstance(error, SystemExit):
             said = "the program is ended here (exit): return a value instead"
         if isinstance(error, RecursionError):

@@ -124,9 +124,9 @@ MAX_POOL = Exercise(
 
         Backward gets dy (N, C, OH, OW) and hands back dx (N, C, H, W). The cache has the geometry and `chosen`
         (C, OH, OW, N): the number of the tap, i · KW + j, whose pixel was the largest. `taps(*geometry)` goes over the
-        kernel: (i, j, outside, inside) are the tap, the outputs whose tap (i, j) reads a pixel, and those pixels; a[outside]
-        and b[inside] are of one shape. All arrays are maps, (C, H, W, N): as_maps(dy), and as_images(dx) at the end.
-        geometry is (in_size, out_size, kernel_size, stride, padding, dilation), each a pair.
+        kernel: (i, j, outside, inside) are the tap, the outputs whose tap (i, j) reads a pixel, and those pixels;
+        a[outside] and b[inside] are of one shape. All arrays are maps, (C, H, W, N): as_maps(dy), and as_images(dx) at
+        the end. geometry is (in_size, out_size, kernel_size, stride, padding, dilation), each a pair.
     """,
     source="scratchnet.layers.max_pool",
     given=("max_pool2d_forward",),

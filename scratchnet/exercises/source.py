@@ -94,9 +94,10 @@ def write(exercise, number, total, solved=False):
             lines = source.cut(node) if name != exercise.todo or solved else _blank(source, node)
             used |= _used(node)
         inside.add(owner)
-        pieces.append((node.lineno, "\n".join(lines)))
-    imports = _sorted(source.imports(used - inside))
-    body = "\n\n\n".join(text for _, text in sorted(pieces))
+        pieces.append((name == exercise.todo, node.lineno, "\n".join(lines)))  # what is to be written comes last
+    tools = [f"from {module} import {name}" for module, _, name in (tool.partition(":") for tool in exercise.tools)]
+    imports = _sorted([*source.imports(used - inside), *tools])
+    body = "\n\n\n".join(text for *_, text in sorted(pieces))
     head = _docstring(exercise, number, total)
     return f"{head}\n\n{imports}\n\n\n{body}\n\n{END.format(name=exercise.name)}"
 
@@ -150,7 +151,8 @@ def _docstring(exercise, number, total):
     return (
         f'"""Exercise {number} of {total}, {exercise.name}: {first}\n{rest}\n\n'
         f"Write `{exercise.todo}`. All else is the library's own, from {where}, where the\n"
-        f"solution and its derivation stand: look there when you have one. The chapter is docs/course/{exercise.chapter}.md.\n\n"
+        "solution and its derivation stand: look there when you have one. The chapter is\n"
+        f"docs/course/{exercise.chapter}.md.\n\n"
         f"    python -m scratchnet.exercises check {exercise.name}     how close it is, in words\n"
         f"    python -m scratchnet.exercises hint {exercise.name}      one more of three hints each time\n\n"
         f"`python {exercise.name}.py` checks this file, too. What it prints is shown.\n"

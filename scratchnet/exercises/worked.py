@@ -1,6 +1,6 @@
 """What two exercises are cut from, worked out: the library takes such sums and blocks apart into steps (steps.py, fused/).
 
-A shortcut as one class, with the library's rule: x reaches the sum in two ways, so that what comes back is added (JOIN.1).
+A shortcut as one class, with the library's rule: x reaches the sum in two ways, so that what comes back is added.
 An inverted residual block as one pair of functions: the eight pairs of the layers in a row, and backward in reverse.
 Tests hold both to `Residual` and `models/mobilenetv2.py`.
 """
