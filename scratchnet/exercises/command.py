@@ -109,7 +109,7 @@ def _hint(name, folder, args):
         print("\n" * (k > 1) + f"Hint {k} of 3")
         for line in hint.splitlines():
             found = line.startswith("[[") and line.endswith("]]")
-            print(f"    {formula(line[2:-2])}" if found else textwrap.fill(line, WIDTH, break_long_words=False))
+            print(f"    {formula(line[2:-2])}" if found else _filled(line))
     if level == 3:
         places = ", ".join(place for place, _ in solution(exercise)[:1])
         print(f"\nThat was the last. The whole stands in {places}.")
@@ -120,6 +120,7 @@ def _check(name, folder, args):
     """Judge the file, and say what was found."""
     place = Place(name, folder)
     place.require_file()
+    judged = place.fingerprint()  # of the file as it is now: it may be saved again while it is judged
     found = run(name, place.file, args.timeout)
     if found.printed:
         print("Your code printed, in its first call:")
@@ -128,23 +129,28 @@ def _check(name, folder, args):
         print(f"{name}: {place.file}, {found.more[0]}.")
     else:
         print(f"{name}: {_headline(found)}\n")
+        code = [text for text in found.more if text.startswith("    ")]  # the line at which it stops
         for holds, what, said in found.rows:
             lead = f"  {'yes' if holds else 'NO ':<3}  {what:<13} "
-            print(
-                textwrap.fill(
-                    said, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=False
-                )
-            )
-        for text in [*found.more, *(f"warning, {said}" for said in found.warned)]:
-            print("  " + " " * 19 + text if text.startswith("    ") else "\n" + textwrap.fill(text, WIDTH))
+            print(_filled(said, lead))
+            if not holds and code:
+                print(" " * len(lead) + code.pop())
+        for text in [*found.more, *(f"A warning, {said}" for said in found.warned)]:
+            if not text.startswith("    "):
+                print("\n" + _filled(text))
     if found.passed:
-        place.write_note(solved=place.fingerprint())
+        place.write_note(solved=judged)
         _show_solution(name)
         return 0
     taken = place.hints()
     more = f"{PROG} hint {_behind(name, folder)}"
     print(f"\n{'The next hint' if taken else 'A hint'}: {more}" if taken < 3 else f"\nAll hints again: {more}")
     return 1
+
+
+def _filled(text, lead=""):
+    """Lines of at most WIDTH characters, all behind what leads the first."""
+    return textwrap.fill(text, WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=False)
 
 
 def _headline(found):
@@ -160,6 +166,8 @@ def _headline(found):
         return "it runs in some cases only."
     if not arrays:
         return f"the gradients are right, but not all of the rest: {', '.join(wrong)}."
+    if len(right) > 4:
+        return f"{len(right)} gradients are right, {_are(arrays)} not."
     if right:
         return f"{_are(right)} right, {_are(arrays)} not."
     return f"{_are(arrays)} not right yet."

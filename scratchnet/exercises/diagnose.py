@@ -41,7 +41,7 @@ def wrong_shape(name, claimed, true):
 
 def _shape_mistake(claimed, true):
     if claimed.ndim == true.ndim == 2 and same(claimed.T, true):
-        return "the right numbers, but transposed: exchange the factors of the product, or write .T behind it"
+        return "the right numbers, but transposed: exchange the factors of a product, or write .T (as_images does)"
     if true.ndim == 4 and claimed.ndim == 2 and claimed.size == true.size:
         if same(claimed.reshape(true.shape[1], -1), as_matrix(true)):
             return "the right numbers, still as a matrix with one row per channel: as_images(dx, dy) makes (N, C, H, "

@@ -101,7 +101,11 @@ def _relu6_knows(dy, arrays, options):
     (x,) = arrays
     y = np.clip(x, 0, 6)
     wrongs = [
-        ("dy comes through everywhere: forward held some numbers at a bound, and what is held does not move.", dy),
+        (
+            "dy comes through everywhere: forward held some numbers at a bound, where y is exactly 0 or 6; those do not "
+            "move, and the mask has to leave them out.",
+            dy,
+        ),
         ("it is the mask alone: dy has to be multiplied by it.", 1.0 * ((x > 0) & (x < 6))),
         ("dy is multiplied by y: the slope of y is 1 or 0, not y.", dy * y),
         ("dy goes through forward itself: the mask comes from x (or y), not from dy.", np.clip(dy, 0, 6)),

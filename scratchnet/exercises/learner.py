@@ -92,7 +92,9 @@ class Learner:
         at = f"line {place[0]}: " if place else ""
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if sizes := UNFIT.search(said):
-            said = f"ValueError: {sizes[2]} and {sizes[1]} do not fit: in A @ B the rows of B are as many as the columns of A"
+            said = (
+                f"ValueError: {sizes[2]} and {sizes[1]} do not fit: in A @ B the rows of B are as many as A's columns"
+            )
         if isinstance(error, SystemExit):
             said = "the program is ended here (exit): return a value instead"
         if isinstance(error, RecursionError):
