@@ -164,7 +164,7 @@ HOSTILE = {
     "exit": ("    raise SystemExit(0)\n", r"line \d+: the program is ended here \(exit\)"),
     "os._exit": ("    __import__('os')._exit(0)\n", "ends Python .os._exit, exit code 0. before it could be judged"),
     "a crash": ("    __import__('ctypes').string_at(0)\n", r"line \d+: crashes Python itself \(SIGSEGV\)"),
-    "memory": ("    junk = np.ones((1 << 34,))\n", r"line \d+: .*(Unable to allocate|MemoryError)"),
+    "memory": ("    junk = np.empty(1 << 30)\n", r"line \d+: .*(Unable to allocate|MemoryError)"),
 }
 
 
@@ -187,7 +187,19 @@ def test_code_that_takes_python_with_it_is_one_sentence(title, tmp_path):
         assert (tmp_path / "linear.py").read_text(encoding="utf-8").splitlines()[number - 1].strip() in found.more[0]
 
 
+def test_code_that_stops_the_watchdog_is_ended_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("scratchnet.exercises.child.GRACE", 3)
+    found = child(
+        tmp_path, "    __import__('faulthandler').cancel_dump_traceback_later()\n    while True:\n        pass\n", 1
+    )
+    assert re.match("does not end: after 1 seconds", found.rows[0][2])
+
+
 FOREIGN = {
+    "a division in a helper": (
+        "    helper = lambda: 1 / 0\n    helper()\n",
+        r"line \d+: ZeroDivisionError: division by zero",
+    ),
     "a division by zero": ("    1 / 0\n", r"line \d+: ZeroDivisionError: division by zero"),
     "without end": (
         "    return linear_backward(dy, cache)\n",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MEMORY = 4 << 30  # bytes that a learner's code may ask for, beyond what is in use
-GRACE = 10  # seconds that a child has beyond its limit to say where it was
+GRACE = 30  # seconds that a child has beyond its limit, to start and to say where it was
 START = """
 import json, sys
 sys.path = json.loads(sys.argv[1])

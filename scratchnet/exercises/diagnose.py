@@ -127,8 +127,8 @@ def _sign(claimed, true, sizes, knows):
 
 def _constant(claimed, true, sizes, knows):
     ratio = float((claimed * true).sum() / (true * true).sum())
-    if not same(claimed, ratio * true):
-        return None
+    if abs(ratio - 1) < 1e-6 or not same(claimed, ratio * true):
+        return None  # a factor of 1 is no mistake of a factor
     return times(ratio, sizes)
 
 
