@@ -93,7 +93,7 @@ def wrong_values(name, claimed, true, sizes, knows):
         sizes: letter -> number, as in `Case`.
         knows: a `Knows`.
     """
-    rules = _finite, _zero, _typical, _sign, _constant, _factor, _terms, _places, _masked, _constant_along, _precision
+    rules = _finite, _zero, _typical, _precision, _sign, _constant, _factor, _terms, _places, _masked, _constant_along
     for rule in rules:
         if said := rule(claimed, true, sizes, knows):
             return said
@@ -127,8 +127,8 @@ def _sign(claimed, true, sizes, knows):
 
 def _constant(claimed, true, sizes, knows):
     ratio = float((claimed * true).sum() / (true * true).sum())
-    if abs(ratio - 1) < 1e-6 or not same(claimed, ratio * true):
-        return None  # a factor of 1 is no mistake of a factor
+    if not same(claimed, ratio * true):
+        return None
     return times(ratio, sizes)
 
 
@@ -234,7 +234,7 @@ def _spread(array, axis):
 
 def _precision(claimed, true, sizes, knows):
     error = error_of(claimed, true)
-    if error < 1e-4:
+    if error < 1e-5:
         what = "did a float32 number come in between, or eps where it does not belong?"
         return f"nearly: {digits(error)} digits are right, and 11 are asked for: {what}"
     return None
