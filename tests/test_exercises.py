@@ -226,6 +226,8 @@ def test_what_goes_wrong_in_a_learners_code_is_one_sentence_with_its_line(title,
     if "line" in pattern:
         number = int(re.match(r"line (\d+)", verdict.rows[0].said)[1])
         assert text.splitlines()[number - 1].strip() == verdict.more[0].strip()
+    if title == "a division in a helper":
+        assert "1 / 0" in verdict.more[0]
     if title == "a division by zero":
         assert verdict.more[1] == "Shapes there: dy (4, 5); x (4, 7); weight (5, 7); bias (5,); cache: (7, 4), (5, 7)."
 
@@ -239,6 +241,39 @@ def test_gradients_that_are_none_lists_or_whole_numbers_are_refused(tmp_path):
         verdict = judged(tmp_path, "linear", changed("linear", ("return as_images(dx)", f"return {value}")))
         assert any(row.what == "dx" and re.search(pattern, row.said) for row in verdict.rows), verdict
         assert any(row.what == "dweight" and row.holds for row in verdict.rows)
+
+
+STRANGE = (
+    "'a'",
+    "{}",
+    "np",
+    "NotImplemented",
+    "(dy, (dy,))",
+    "np.matrix([[1.0]])",
+    "np.ma.masked_array(np.ones((4, 5)))",
+    "np.float32(2)",
+    "np.array([None])",
+    "np.full((4, 5), np.nan)",
+    "np.full((4, 7), np.inf)",
+    "np.ones((0,))",
+    "np.ones((4, 5), complex)",
+    "[[1.0]]",
+    "np.ones((1,) * 40)",
+    "np.ones((3, 4, 5, 2)) * 1e300",
+    "np.broadcast_to(1.0, (5, 7))",
+    "np.ones(1 << 20)",
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["linear", "batch_norm", "residual", "cross_entropy"])
+def test_whatever_comes_back_there_is_a_verdict(name, tmp_path):
+    count = len(COURSE[name].returns)
+    for value in STRANGE:
+        for said in (value, f"({', '.join([value] * count)},)"):
+            text = text_of(name, solved=False).replace('raise NotImplementedError("to be written")', f"return {said}")
+            verdict = judged(tmp_path, name, text)
+            assert not verdict.passed and any(not row.holds for row in verdict.rows)
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path):

@@ -127,6 +127,8 @@ def main(name, file, result, trace, seconds):
             rows, more, written = judge(COURSE[name], learner)
         except Problem as problem:
             rows, more, written = [(False, "reads", problem.sentence)], list(problem.lines), True
+        except BaseException as error:  # it is told, and not left to be guessed from an exit code
+            rows, more, written = [(False, "check", f"stops by itself: {type(error).__name__}: {error}")], [], True
         seen = {"printed": learner.printed, "warned": learner.warned} if learner else {}
         found = {"rows": [list(row) for row in rows], "more": list(more), "written": written, **seen}
         text = json.dumps(found)

@@ -32,7 +32,7 @@ def main(arguments=None):
         "words", nargs="*", metavar="list | NAME | check NAME | hint NAME", help="and a FOLDER behind it"
     )
     parser.add_argument("--force", action="store_true", help="set up anew: a file that is there is moved aside")
-    parser.add_argument("--timeout", type=float, default=20, help="seconds that a check may take (default: 20)")
+    parser.add_argument("--timeout", type=_seconds, default=20, help="seconds that a check may take (default: 20)")
     parser.add_argument("--level", type=int, choices=(1, 2, 3), help="which hints, without a note in the folder")
     args = parser.parse_args(arguments)
     word, *rest = args.words or ["list"]
@@ -51,6 +51,12 @@ def main(arguments=None):
     except (Refused, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
+
+
+def _seconds(text):
+    if not 0 < float(text) < 1e6:
+        raise argparse.ArgumentTypeError(f"seconds must be a number above 0, got {text}")
+    return float(text)
 
 
 def _folder(words):

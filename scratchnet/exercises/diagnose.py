@@ -10,6 +10,7 @@ import numpy as np
 
 from scratchnet.array import as_matrix
 
+MOST_AXES = 6  # of an array whose orders are tried
 SAME = (
     1e-7  # relative to the largest number: a formula that is what it seems to be agrees far better, another far worse
 )
@@ -35,7 +36,7 @@ def same(a, b):
 def wrong_shape(name, claimed, true):
     """One sentence on an array that has another shape than the right one."""
     has = f"{name} has shape {claimed.shape}, and {true.shape} is wanted"
-    found = _shape_mistake(claimed, true)
+    found = _shape_mistake(claimed, true) if claimed.ndim <= MOST_AXES else None
     return f"{has}: {found}" if found else f"{has}: a gradient has the shape of the array that it is for"
 
 
