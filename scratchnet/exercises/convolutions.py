@@ -4,7 +4,6 @@ import numpy as np
 
 from scratchnet import reference
 from scratchnet.exercises.exercise import Case, Exercise, Knows, path
-from scratchnet.exercises.first import PLAIN
 from scratchnet.windows import output_size, taps
 
 MAPS = "CHWN"
@@ -35,7 +34,7 @@ def _pointwise_cases(rng):
         return _case(rng, label, *shapes, (stride,), (stride, (0, 0), ONE))
 
     return [
-        case(PLAIN, 4, ONE, 7),
+        case("stride 1", 4, ONE, 7),
         case("as many outputs as inputs", 4, ONE, 4),
         case("stride 2", 3, (2, 2), 5),
         case("strides of 1 and 3", 2, (1, 3), 3),
@@ -103,7 +102,7 @@ def _conv_cases(rng):
         return _case(rng, label, *shapes, (stride, padding, dilation, groups), (stride, padding, dilation))
 
     return [
-        case(PLAIN, 3, (5, 4), 5, (3, 2)),
+        case("stride 1 without padding", 3, (5, 4), 5, (3, 2)),
         case("padding 1", 2, (3, 4), 3, (3, 3), padding=ONE),
         case("stride 2", 2, (6, 5), 3, (3, 2), stride=(2, 2)),
         case("uneven strides and padding", 2, (4, 5), 3, (2, 3), (1, 2), (1, 2)),
@@ -183,7 +182,7 @@ def _depthwise_cases(rng):
         return _case(rng, label, *shapes, (stride, padding, dilation), (stride, padding, dilation))
 
     return [
-        case(PLAIN, 3, (5, 4), 3, (3, 2)),
+        case("stride 1 without padding", 3, (5, 4), 3, (3, 2)),
         case("padding 1", 2, (3, 4), 2, (3, 3), padding=ONE),
         case("stride 2 with padding 1", 2, (6, 5), 2, (3, 3), (2, 2), ONE),
         case("dilation 2", 2, (6, 5), 2, (2, 2), dilation=(2, 2)),

@@ -72,11 +72,12 @@ def judge(exercise, learner):
 
 def _runs(stopped, answers):
     if not stopped:
-        return Row(True, "runs", "in every case")
-    (case, problem), *_ = stopped
+        return Row(True, "runs", f"in every case: {_labels(answers)}")
+    problem = stopped[0][1]
     if not answers:
         return Row(False, "runs", problem.sentence)
-    return Row(False, "runs", f"for {answers[0].question.case.label}, but stops for {case.label}: {problem.sentence}")
+    at = _and(case.label for case, _ in stopped)
+    return Row(False, "runs", f"for {_labels(answers)}, but stops for {at}: {problem.sentence}")
 
 
 def _arrays(exercise, answers):
@@ -113,7 +114,11 @@ def _what_is_wrong(exercise, name, right, wrong):
 
 
 def _labels(answers):
-    *most, last = [answer.question.case.label for answer in answers]
+    return _and(answer.question.case.label for answer in answers)
+
+
+def _and(labels):
+    *most, last = labels
     return f"{', '.join(most)} and {last}" if most else last
 
 

@@ -1,7 +1,166 @@
-"""Wrong answers to the exercises, as learners get them: each is the library's own backward with a few words exchanged.
+"""Answers to the exercises: right ones as the third hint says, or as one may write them, and wrong ones as people get them.
 
-WRONG: title -> (exercise, [(words, other words)], which row of the verdict, a pattern of what it says).
+RIGHT: title -> (exercise, body). They are not the library's lines.
+WRONG: title -> (exercise, [(words, other words)], which row of the verdict, a pattern of what it says): the library's own
+backward with a few words exchanged.
 """
+
+RIGHT = {
+    "linear: by its hints": (
+        "linear",
+        """
+grad = as_matrix(dy)
+dweight = grad @ columns.T
+dx = as_images(weight.T @ grad)
+dbias = grad.sum(axis=1) if has_bias else None
+return dx, dweight, dbias
+""",
+    ),
+    "relu6: by its hints": (
+        "relu6",
+        """
+grad, y = as_matrix(dy), as_matrix(cache)
+mask = (y > 0) & (y < 6)
+return as_images(grad * mask, dy)
+""",
+    ),
+    "cross_entropy: by its hints": (
+        "cross_entropy",
+        """
+xp = get_array_module(log_p)
+return as_images((xp.exp(log_p) - target) * (dloss / n))
+""",
+    ),
+    "module: by its hints": (
+        "module",
+        """
+cache = self.take_cache(dy)
+wants = is_trained(self.weight), is_trained(self.bias)
+dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache, wants)
+add_gradients((self.weight, self.bias), (dweight, dbias))
+return dx
+""",
+    ),
+    "global_avg_pool: by its hints": (
+        "global_avg_pool",
+        """
+(channels, height, width, n), dtype = cache
+share = as_maps(dy) / (height * width)
+dx = np.empty((channels, height, width, n), dtype)
+dx[...] = share
+return as_images(dx)
+""",
+    ),
+    "max_pool: by its hints": (
+        "max_pool",
+        """
+xp = get_array_module(dy)
+grad = as_maps(dy)
+KW = geometry[2][1]
+C, N = len(grad), grad.shape[-1]
+dx = np.zeros((C, *geometry[0], N), grad.dtype)
+for i, j, outside, inside in taps(*geometry):
+    dx[inside] += xp.where(chosen[outside] == i * KW + j, grad[outside], 0)
+return as_images(dx)
+""",
+    ),
+    "pointwise: by its hints": (
+        "pointwise",
+        """
+s, t = stride
+seen = x[:, ::s, ::t]
+grad = dy.reshape(len(dy), -1)
+dseen = (weight[:, :, 0, 0].T @ grad).reshape(seen.shape)
+dx = np.zeros_like(x)
+dx[:, ::s, ::t] = dseen
+dweight = (grad @ seen.reshape(len(x), -1).T)[:, :, None, None]
+return dx, dweight
+""",
+    ),
+    "conv2d: by its hints": (
+        "conv2d",
+        """
+G = groups
+matrix = weight.reshape(G, len(weight) // G, -1)
+grad = dy.reshape(G, len(weight) // G, -1)
+cols = im2col(x, weight, dy.shape[1:3], stride, padding, dilation)
+shape = cols.shape
+cols = cols.reshape(G, matrix.shape[2], -1)
+dmatrix = grad @ cols.swapaxes(1, 2)
+dcols = (matrix.swapaxes(1, 2) @ grad).reshape(shape)
+dx = np.zeros_like(x)
+add_col2im(dcols, dx, stride, padding, dilation)
+return dx, dmatrix.reshape(weight.shape)
+""",
+    ),
+    "depthwise: by its hints": (
+        "depthwise",
+        """
+dx = np.zeros_like(x)
+dweight = np.zeros_like(weight)
+k = len(weight) // len(x)
+dys = dy.reshape(len(x), k, *dy.shape[1:])
+w = weight.reshape(len(x), k, *weight.shape[2:])
+dw = dweight.reshape(w.shape)
+for i, j, outside, inside in taps(x.shape[1:3], dy.shape[1:3], weight.shape[2:], stride, padding, dilation):
+    grad = dys[:, :, outside[1], outside[2]]
+    dx[inside] += (w[:, :, i, j, None, None, None] * grad).sum(axis=1)
+    dw[:, :, i, j] = (grad * x[inside][:, None]).sum(axis=(2, 3, 4))
+return dx, dweight
+""",
+    ),
+    "batch_norm: by its hints": (
+        "batch_norm",
+        """
+grad = as_matrix(dy)
+xhat = (as_matrix(x) - mean) * inv_std
+dbias = grad.sum(axis=1)
+dweight = (grad * xhat).sum(axis=1)
+dx = weight[:, None] * inv_std * (grad - dbias[:, None] / m - xhat * dweight[:, None] / m)
+return as_images(dx, dy), dweight, dbias
+""",
+    ),
+    "residual: by its hints": (
+        "residual",
+        """
+self.take_cache(dy)
+around = self.shortcut.backward(dy) if self.shortcut else dy
+return add(around, self.body.backward(dy))
+""",
+    ),
+    "batch_norm: on (N, C, H, W), way by way": (
+        "batch_norm",
+        """
+mean, s, w = (a.reshape(1, -1, 1, 1) for a in (mean, inv_std, weight))
+dxhat = dy * w
+dvar = (dxhat * (x - mean)).sum(axis=(0, 2, 3), keepdims=True) * -0.5 * s**3
+dmean = -(dxhat * s).sum(axis=(0, 2, 3), keepdims=True)
+dx = dxhat * s + dvar * 2 * (x - mean) / m + dmean / m
+return dx, (dy * (x - mean) * s).sum(axis=(0, 2, 3)), dy.sum(axis=(0, 2, 3))
+""",
+    ),
+    "depthwise: channel by channel": (
+        "depthwise",
+        """
+dx, dweight, each = np.zeros_like(x), np.zeros_like(weight), len(weight) // len(x)
+for i, j, outside, inside in taps(x.shape[1:3], dy.shape[1:3], weight.shape[2:], stride, padding, dilation):
+    for o in range(len(weight)):
+        dx[inside][o // each] += weight[o, 0, i, j] * dy[outside][o]
+        dweight[o, 0, i, j] = (dy[outside][o] * x[inside][o // each]).sum()
+return dx, dweight
+""",
+    ),
+    "module: by hand": (
+        "module",
+        """
+dx, dweight, dbias = linear_backward(dy, self.take_cache(dy))
+for parameter, gradient in ((self.weight, dweight), (self.bias, dbias)):
+    if parameter is not None and parameter.requires_grad:
+        parameter.grad += gradient
+return dx
+""",
+    ),
+}
 
 WRONG = {
     "linear: dx by W": (
@@ -188,7 +347,7 @@ WRONG = {
         "max_pool",
         [("geometry[2][1] + j", "geometry[2][0] + j")],
         "dx",
-        r"right for windows.*; wrong for the plain case.*\d+ of 210 numbers are wrong",
+        r"right for windows.*; wrong for windows that overlap.*\d+ of 210 numbers are wrong",
     ),
     "max: columns first": (
         "max_pool",
@@ -201,7 +360,7 @@ WRONG = {
         "pointwise",
         [("dx[:, :: stride[0], :: stride[1]] = dseen", "dx[:, : dseen.shape[1], : dseen.shape[2]] = dseen")],
         "dx",
-        "right for the plain case.*wrong for stride 2 and .*side by side in a corner",
+        "right for stride 1.*wrong for stride 2 and .*side by side in a corner",
     ),
     "pointwise: repeated": (
         "pointwise",
@@ -231,7 +390,7 @@ WRONG = {
         "pointwise",
         [("    seen = x[:, :: stride[0], :: stride[1]]\n    grad, dweight", "    seen = x\n    grad, dweight")],
         "runs",
-        "for the plain case.*stops for stride 2",
+        "for stride 1 and as many outputs as inputs, but stops for stride 2 and strides of 1 and 3: line",
     ),
     "conv: overwritten": (
         "conv2d",
@@ -261,7 +420,7 @@ WRONG = {
         "conv2d",
         [("dx, stride, padding, dilation)  #", "dx, stride, (0, 0), dilation)  #")],
         "dx",
-        "right for the plain case.*; wrong for padding 1",
+        "right for stride 1.*; wrong for padding 1",
     ),
     "conv: sign": ("conv2d", [("@ grad  # (CONV.6)", "@ -grad")], "dx", "only the sign"),
     "conv: a mean": (
@@ -281,7 +440,7 @@ WRONG = {
         "depthwise",
         [("* seen).sum(axis=0)", "* seen)[0]")],
         "dx",
-        "right for the plain case.*wrong for two filters.*only the first filter",
+        "right for stride 1.*wrong for two filters.*only the first filter",
     ),
     "depthwise: a mean": (
         "depthwise",
@@ -396,7 +555,7 @@ WRONG = {
         "residual",
         [("around = self.shortcut.backward(around)", "pass")],
         "runs",
-        "for the plain case, but stops for a layer in the shortcut: line",
+        "for the plain case and a body that hands x on as it is, but stops for a layer in the shortcut: line",
     ),
     "residual: clears": (
         "residual",
