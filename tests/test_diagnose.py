@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from scratchnet.exercises.diagnose import digits, error_of, times, wrong_shape, wrong_values
+from scratchnet.exercises.diagnose import digits, error_of, times, wrong_values
 from scratchnet.exercises.exercise import Knows
+from scratchnet.exercises.misshapen import wrong_shape
 
 RNG = np.random.default_rng(0)
 X, MATRIX, ROW = RNG.standard_normal((3, 4, 5, 2)), RNG.standard_normal((4, 5)), RNG.standard_normal(4)

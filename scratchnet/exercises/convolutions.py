@@ -245,5 +245,3 @@ DEPTHWISE = Exercise(
         "(C, O/C, OH, OW, N) and sum what comes back to x over the second axis.",
     ),
 )
-
-EXERCISES = POINTWISE, CONV2D, DEPTHWISE

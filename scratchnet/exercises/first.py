@@ -1,17 +1,18 @@
-"""The first exercises: a product, a mask, a loss, and the contract of a module."""
+"""The first exercises: a product, a mask, a loss."""
 
 import numpy as np
 
 from scratchnet import reference
 from scratchnet.array import as_matrix
 from scratchnet.exercises.exercise import Case, Exercise, Knows, pair
-from scratchnet.exercises.manners import of_module
 from scratchnet.layers.loss import log_softmax
 
 PLAIN = "the plain case"
 
 
-def _linear_cases(rng):
+def linear_cases(rng):
+    """Of `LINEAR`, and of the module around it."""
+
     def case(label, n, ins, outs, bias=True):
         arrays = {"x": rng.standard_normal((n, ins)), "weight": rng.standard_normal((outs, ins))}
         arrays |= {"bias": rng.standard_normal(outs)} if bias else {}
@@ -31,11 +32,13 @@ def _linear_run(namespace, arrays, options):
     return y, cache, lambda dy: namespace.linear_backward(dy, cache)
 
 
-def _linear_reference(dy, arrays, options):
+def linear_reference(dy, arrays, options):
+    """Of `LINEAR`, and of the module around it."""
     return reference.linear_backward(dy, *arrays[:2])[: len(arrays)]
 
 
-def _linear_knows(dy, arrays, options):
+def linear_knows(dy, arrays, options):
+    """Of `LINEAR`, and of the module around it."""
     x, weight, *_ = arrays
     square = weight.shape[0] == weight.shape[1]
     return {
@@ -69,9 +72,9 @@ LINEAR = Exercise(
     todo="linear_backward",
     returns=("x", "weight", "bias"),
     run=_linear_run,
-    cases=_linear_cases,
-    reference=_linear_reference,
-    knows=_linear_knows,
+    cases=linear_cases,
+    reference=linear_reference,
+    knows=linear_knows,
     hints=(
         "Write one number of Y as a sum: Y[o, n] = Σ_f W[o, f] · X[f, n] + bias[o]. Which numbers of Y "
         "does X[f, n] move, and by how much each? It gets the sum of (that much · dY there). Ask the same "
@@ -222,75 +225,3 @@ CROSS_ENTROPY = Exercise(
         "into (N, K). xp is get_array_module(log_p), NumPy here.",
     ),
 )
-
-
-# The contract of a module -----------------------------------------------------------------------------------------------
-
-
-def _module_run(namespace, arrays, options):
-    layer, y = _linear_module(namespace, arrays)
-
-    def back(dy):
-        for parameter in layer.parameters():
-            parameter.grad[...] = 0
-        dx = layer.backward(dy)
-        return (dx, *(parameter.grad for parameter in layer.parameters()), *[None] * (3 - len(arrays)))
-
-    return y, None, back
-
-
-def _linear_module(namespace, arrays):
-    x, weight, *bias = arrays
-    layer = namespace.Linear(*weight.shape[::-1], bias=bool(bias), dtype=weight.dtype)
-    for parameter, value in zip(layer.parameters(), (weight, *bias), strict=True):
-        parameter.data, parameter.grad = value, np.zeros_like(value)
-    return layer, layer.forward(x)
-
-
-def _module_contract(namespace):
-    rng = np.random.default_rng(3)
-    arrays = [rng.standard_normal(shape) for shape in ((4, 7), (5, 7), (5,))]
-    yield from of_module(namespace, lambda: _linear_module(namespace, arrays), rng.standard_normal((4, 5)))
-
-
-MODULE = Exercise(
-    name="module",
-    teaches="the contract of every layer: the cache serves once, gradients add, dx is handed on",
-    chapter="05-module",
-    problem="""
-        the backward of a module.
-
-        The pair `linear_forward`, `linear_backward` of the first exercise is given now. A module is what stands around
-        such a pair: it holds the parameters, keeps what forward saved, and adds to its parameters' gradients. Its
-        backward gets dy (N, out_features), returns dx (N, in_features), and
-
-            takes what forward saved      self.take_cache(dy): once; a second backward raises, and so does a dy that does
-                                          not have y's shape
-            adds, and does not set        parameter.grad += …, since a weight may be used more than once, and a batch
-                                          may come in parts
-            leaves frozen parameters      parameter.requires_grad says so; `is_trained` asks, of None (no bias) too, and
-                                          `add_gradients(parameters, gradients)` adds to those that are trained
-
-        self.pair(kind_of(dy)).backward is `linear_backward`, in the fastest version that there is.
-    """,
-    source="scratchnet.layers.linear",
-    given=("Linear: __init__, multiplied, forward, backward, pair",),
-    todo="Linear.backward",
-    returns=("x", "weight", "bias"),
-    run=_module_run,
-    cases=lambda rng: [case for case in _linear_cases(rng) if case.label in (PLAIN, "no bias")],
-    reference=_linear_reference,
-    knows=_linear_knows,
-    hints=(
-        "Four things in a row: take the cache, call the pair's backward, add the two gradients, return "
-        "dx. No mathematics is left.",
-        "linear_backward(dy, cache, wants) returns dx, dweight, dbias. wants is (weight is trained, bias "
-        "is trained), so that nothing is computed that nobody wants.",
-        "cache = self.take_cache(dy); wants = is_trained(self.weight), is_trained(self.bias); then "
-        "dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache, wants); then "
-        "add_gradients((self.weight, self.bias), (dweight, dbias)); and return dx.",
-    ),
-    contract=_module_contract,
-)
-
-EXERCISES = LINEAR, RELU6, CROSS_ENTROPY, MODULE

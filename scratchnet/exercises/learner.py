@@ -3,7 +3,6 @@
 What it prints in the first call is kept, to be shown; printing is how many look into their code.
 """
 
-import builtins
 import contextlib
 import importlib.util
 import io
@@ -131,12 +130,3 @@ class _Limited(io.StringIO):
         if room > 0:
             super().write(text[:room] + ("\n… (more was printed)\n" if len(text) > room else ""))
         return len(text)
-
-
-def keep_inputs_from(name="input"):
-    """Nobody answers a learner's `input()` while it is judged."""
-
-    def refuse(*_):
-        raise EOFError(f"{name}() waits for somebody to type, and nobody is asked here")
-
-    setattr(builtins, name, refuse)

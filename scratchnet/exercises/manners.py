@@ -1,4 +1,4 @@
-"""What a backward must not do, whatever its numbers: write into what it is given, widen float32, set a gradient."""
+"""What a backward must do whatever its numbers are: keep its hands off what it is given, keep float32, add and not set."""
 
 import numpy as np
 

@@ -109,5 +109,3 @@ BATCH_NORM = Exercise(
         "xhat * dweight[:, None] / m). as_images(dx, dy) at the end.",
     ),
 )
-
-EXERCISES = (BATCH_NORM,)

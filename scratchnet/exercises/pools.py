@@ -147,5 +147,3 @@ MAX_POOL = Exercise(
         "dtype.",
     ),
 )
-
-EXERCISES = GLOBAL_AVG_POOL, MAX_POOL

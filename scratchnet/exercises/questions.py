@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchnet.exercises.diagnose import error_of, same, wrong_shape
+from scratchnet.exercises.diagnose import error_of, same
 from scratchnet.exercises.exercise import Case
 from scratchnet.exercises.learner import NotWritten, Problem
+from scratchnet.exercises.misshapen import wrong_shape
 from scratchnet.gradcheck.probe import Probe
 
 FLOOR = 1e-3  # an array whose gradients are all but 0 is judged by this fraction of the largest gradient

@@ -40,13 +40,12 @@ class Source:
             node = next(child for child in node.body if getattr(child, "name", None) == part)
         return node
 
-    def cut(self, node, decorated=True):
-        """The lines of a node, and of what decorates it."""
-        first = node.decorator_list[0].lineno if decorated and getattr(node, "decorator_list", ()) else node.lineno
-        return self.lines[first - 1 : node.end_lineno]
+    def cut(self, node):
+        """The lines of a node."""
+        return self.lines[node.lineno - 1 : node.end_lineno]
 
     def imports(self, names):
-        """(where the text goes first, import) lines that bind these names: as this file does, or from this file."""
+        """Lines that bind these names: as this file imports them, or imported from this file."""
         lines = []
         for node in self.tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -54,12 +53,10 @@ class Source:
                 said = ", ".join(a.name + f" as {a.asname}" * bool(a.asname) for a in aliases)
                 if said:
                     lines.append(
-                        f"from {node.module} import {said}" if isinstance(node, ast.ImportFrom) else f"import {said}"
+                        (f"from {node.module} " if isinstance(node, ast.ImportFrom) else "") + f"import {said}"
                     )
-            else:
-                own = _bound(node) & names
-                if own:
-                    lines.append(f"from {self.module} import {', '.join(sorted(own))}")
+            elif own := _bound(node) & names:
+                lines.append(f"from {self.module} import {', '.join(sorted(own))}")
         return lines
 
 
