@@ -11,6 +11,7 @@ from pathlib import Path
 import scratchnet
 from scratchnet.exercises.catalogue import COURSE
 from scratchnet.exercises.command import main
+from scratchnet.exercises.source import write
 
 PAGE = Path(scratchnet.__file__).parent.parent / "docs" / "exercises.md"
 DIGITS = re.compile(r"to (\d+) digits|to (\d+) in the adjoint")
@@ -52,6 +53,11 @@ def test_the_page_shows_what_a_learner_sees(tmp_path, monkeypatch):
     assert DIGITS.sub("digits", today) == DIGITS.sub("digits", said)
     for here, there in zip(DIGITS.findall(today), DIGITS.findall(said), strict=True):
         assert abs(int("".join(here)) - int("".join(there))) <= 2  # other CPUs round otherwise
+
+
+def test_the_lines_to_be_written_are_those_of_the_file():
+    (shown,) = re.findall(r"```python\n(def .*?)```\n", PAGE.read_text(encoding="utf-8"), re.S)
+    assert shown in write(COURSE["linear"], 1, len(COURSE))
 
 
 if __name__ == "__main__":
