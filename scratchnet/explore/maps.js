@@ -29,8 +29,9 @@ function text(v) {
 const num = (v) => h("data", { value: String(v) }, text(v));
 const percent = (v) => h("data", { value: String(v) }, `${v && v < 0.001 ? text(100 * v) : +(100 * v).toFixed(2)} %`);
 const shapeOf = (shape) => shape.join("×");
-const table = (label, head, rows) => h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": label },
-  h("table", {}, h("thead", {}, h("tr", {}, head.map((cell) => h("th", { scope: "col" }, cell)))), h("tbody", {}, rows)));
+const wide = (tag, label, ...children) => h(tag, { className: "scroll", "data-label": label }, ...children); // see `letScroll`
+const table = (label, head, body) => wide("div", label, h("table", {}, h("caption", { className: "unseen" }, label),
+  h("thead", {}, h("tr", {}, head.map((cell) => h("th", { scope: "col" }, cell)))), body instanceof Element ? body : h("tbody", {}, body)));
 const row = (cells, props) => h("tr", props, cells.map((cell, k) => h(k ? "td" : "th", k ? {} : { scope: "row" }, cell)));
 const press = (key, label, action, props) => h("button", { type: "button", "data-key": key, onclick: action, ...props }, label);
 
@@ -73,15 +74,14 @@ function coloursOf(signed) {
 
 // Heat maps: `count` cells of h×w in a grid, one pixel a number, enlarged by CSS ------------------------------------------------
 
-const drawings = [];
+const drawings = []; // of the panel: functions, of the room that their box has
 function heatMap({ count, h: high, w: wide, columns, zoom, label, levels, signed, key, choose }) {
   const gap = high * wide > 1 ? 1 : 0;
   const canvas = h("canvas", { role: "img", "aria-label": label });
   const mark = h("span", { className: "here", hidden: true });
   const box = h("div", { className: "map" }, canvas, mark);
   let across = 1, scale = 1;
-  const draw = async () => {
-    const room = box.clientWidth || 300;
+  const draw = async (room) => {
     const wanted = zoom || (wide === 1 && high === 1 ? (count > 64 ? 12 : 22) : Math.max(1, Math.min(16, Math.round(60 / wide))));
     across = Math.max(1, Math.min(count, columns || Math.floor(room / ((wide + gap) * wanted))));
     scale = Math.min(columns ? Math.max(wanted, 1) : wanted, room / ((wide + gap) * across));
@@ -114,7 +114,7 @@ function heatMap({ count, h: high, w: wide, columns, zoom, label, levels, signed
       if (cell < count) choose(columns ? Math.floor(cell / columns) : cell);
     };
   }
-  drawings.push(draw);
+  drawings.push({ box, draw });
   return box;
 }
 

@@ -1,4 +1,3 @@
-"use strict";
 // Moments ---------------------------------------------------------------------------------------------------------------------
 
 function sentence({ phase, k }) {
@@ -11,7 +10,7 @@ function sentence({ phase, k }) {
 }
 
 let drawn = Promise.resolve(), turn = 0;
-function show(first) {
+function show() {
   const moment = MOMENTS[state.moment], panel = $("panel"), focus = panel.contains(document.activeElement) ? document.activeElement : null;
   const key = focus && focus.dataset.key, mine = ++turn;
   drawings.length = 0;
@@ -19,8 +18,7 @@ function show(first) {
   panel.replaceChildren(...[{ input: inputPanel, loss: lossPanel, update: updatePanel }[moment.phase] || (() => layerPanel(D.layers[moment.k], moment.phase))]
     .map((make) => make()).flat(9).filter((part) => part !== ""));
   const said = sentence(moment);
-  if (!first && $("now").textContent !== said) $("now").textContent = said;
-  if (first) $("now").textContent = said;
+  if ($("now").textContent !== said) $("now").textContent = said;
   $("moment").value = state.moment;
   $("moment").setAttribute("aria-valuetext", said);
   $("back").disabled = $("first").disabled = !state.moment;
@@ -30,8 +28,19 @@ function show(first) {
   drawn = draw(mine);
 }
 async function draw(mine) {
-  await Promise.all(drawings.map((one) => one()));
-  if (mine === turn) $("panel").setAttribute("aria-busy", "false");
+  const rooms = drawings.map(({ box }) => box && (box.clientWidth || 300)); // all before the first is drawn: each would be laid out anew
+  await Promise.all(drawings.map(({ draw }, k) => draw(rooms[k])));
+  if (mine !== turn) return;
+  letScroll();
+  $("panel").setAttribute("aria-busy", "false");
+}
+function letScroll() { // what is wider than its place is a region that the keyboard can scroll
+  const all = [...$("panel").querySelectorAll(".scroll")].map((e) => [e, e.scrollWidth > e.clientWidth]);
+  for (const [element, is] of all) {
+    for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", element.dataset.label]]) {
+      is ? element.setAttribute(name, value) : element.removeAttribute(name);
+    }
+  }
 }
 function choose(channel) { state.channel = channel; show(); }
 function go(moment) {
@@ -127,7 +136,7 @@ function makePictures() {
   }));
 }
 document.addEventListener("keydown", (event) => {
-  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.closest("input, pre, .scroll")) return;
+  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.closest?.("input, [role=region]")) return;
   const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!by) return;
   event.preventDefault();
@@ -148,6 +157,6 @@ function start() {
   let waiting = 0;
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => show(), 120); });
   dark.addEventListener("change", () => show());
-  show(true);
+  show();
 }
 start();

@@ -1,4 +1,3 @@
-"use strict";
 // One channel, large, with exact numbers -----------------------------------------------------------------------------------
 
 function channelPart(parts, own) {
@@ -17,7 +16,7 @@ function channelPart(parts, own) {
     }
     rows.replaceChildren(...made);
   };
-  drawings.push(fill);
+  drawings.push({ draw: fill });
   const large = parts.filter(([, number]) => state.channel < D.arrays[number].kept && sizeOf(D.arrays[number]) > 1).map(([name, number]) => {
     const array = D.arrays[number], size = sizeOf(array), [high, wide] = array.shape.slice(1);
     const levels = async () => {
@@ -31,14 +30,13 @@ function channelPart(parts, own) {
   return h("section", {}, h("h3", {}, "One channel"),
     h("div", { className: "choice" }, h("label", {}, "Channel ", input), h("span", { className: "soft" }, `0 to ${most - 1}; or click in a heat map`)),
     h("div", { className: "choice" }, large),
-    h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Numbers of this channel and picture" },
-      h("table", {}, h("thead", {}, h("tr", {}, ["This picture", "min", "max", "mean"].map((c) => h("th", { scope: "col" }, c)))), rows)),
+    table("This channel of this picture", ["This picture", "min", "max", "mean"], rows),
     own.length ? channelOfParameters(own) : "");
 }
 
 function channelOfParameters(own) {
   const rows = h("tbody", {});
-  drawings.push(async () => {
+  const draw = async () => {
     const made = [];
     for (const name of own) {
       const p = D.parameters[name], count = p.shape[0];
@@ -48,10 +46,9 @@ function channelOfParameters(own) {
       made.push(row([last(name) + (vector ? "" : " (norms)"), num(a), num(b), vector ? num(c) : "", num(vector ? Math.fround(c - a) : c)], { "data-name": name }));
     }
     rows.replaceChildren(...made);
-  });
-  const head = ["Weights of this channel", "before", "gradient", "after", "change"];
-  return h("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Weights of this channel" },
-    h("table", {}, h("thead", {}, h("tr", {}, head.map((c) => h("th", { scope: "col" }, c)))), rows));
+  };
+  drawings.push({ draw });
+  return table("Weights of this channel", ["Weights of this channel", "before", "gradient", "after", "change"], rows);
 }
 const last = (name) => name.split(".").pop();
 
@@ -121,11 +118,13 @@ function find(key) {
 }
 const tagsIn = (code) => new Set([...code.matchAll(/\(([A-Z][A-Z0-9]*\.\d+)\)/g)].map((m) => m[1]));
 
+const made = new Map(); // elements that are the same at every moment
+const once = (key, make) => made.get(key) || made.set(key, make()).get(key);
 function textPart(number) {
   const { derivation, code } = D.texts[number];
   const used = tagsIn(code.map(([, lines]) => lines).join("\n")), there = tagsIn(derivation);
   const both = new Set([...used].filter((tag) => there.has(tag)));
-  const region = (label, lines) => h("pre", { tabIndex: 0, role: "region", "aria-label": label }, lines);
+  const region = (label, lines) => wide("pre", label, lines);
   const formula = derivation.split("\n").map((line) => {
     const here = [...tagsIn(line)].some((tag) => both.has(tag));
     return h("span", { className: here ? "used" : "" }, tagged(line, "formula", "code", both), "\n");
@@ -155,7 +154,7 @@ function layerPanel(layer, phase) {
       arrayFigure("x", "what came in", layer.x, false), arrayFigure("y", "what went out", layer.y, false))),
     h("section", {}, h("h3", {}, "Backward", badge(phase === "backward")), h("div", { className: "pair" },
       arrayFigure("dy", "∂loss/∂y, which flowed back to it", layer.dy, true), arrayFigure("dx", "∂loss/∂x, which it hands on", layer.dx, true))),
-    channelPart(parts, layer.parameters), layer.step ? "" : weightsPart(layer), checkPart(layer.check, AT), textPart(layer.text),
+    channelPart(parts, layer.parameters), layer.step ? "" : weightsPart(layer), checkPart(layer.check, AT), once(layer.text, () => textPart(layer.text)),
   ];
 }
 const MARKS = {
@@ -195,12 +194,12 @@ function lossPanel() {
     h("h2", {}, "The loss ", h("span", { className: "soft" }, L.kind)),
     h("p", {}, "Of the batch: ", num(L.before), " before the update, ", num(L.after), " after it. Of this picture alone: ", num(L.losses[k]), " before, ", num(L.losses_after[k]), " after."),
     h("div", { className: "choice" }, picturePart()),
-    L.p ? table("Probabilities of this picture", ["class", "logit", "probability", "", "after the update", "logit after"],
+    L.p ? table("Probabilities of this picture", ["class", "logit", "probability", "as a bar", "after the update", "logit after"],
       rows.map(({ name, c }) => row([name, num(L.logits[k][c]), percent(L.p[k][c]), h("meter", { min: 0, max: 1, value: L.p[k][c], "aria-label": `${name} before` }),
         percent(L.p_after[k][c]), num(L.logits_after[k][c])], { className: c === D.labels[k] ? "right" : "", "data-class": c }))) : "",
     L.p ? h("p", { className: "soft" }, `The marked row is the right class, “${labelOf(k)}”.`, L.smoothing ? ` Label smoothing ${text(L.smoothing)}.` : "") : "",
     h("section", {}, h("h3", {}, "The gradient that backward starts from"), arrayFigure("dy", "∂loss/∂logits", L.dlogits, true)),
-    checkPart(L.check, "Asked of this loss at these logits, of the whole batch, in float64."), textPart(L.text),
+    checkPart(L.check, "Asked of this loss at these logits, of the whole batch, in float64."), once(L.text, () => textPart(L.text)),
   ];
 }
 
@@ -216,9 +215,9 @@ function updatePanel() {
       D.numbers.map((number, k) => row([`${number}, ${labelOf(k)}`, num(L.losses[k]), num(L.losses_after[k]),
         ...(L.p ? [percent(L.p[k][D.labels[k]]), percent(L.p_after[k][D.labels[k]])] : [])]))),
     h("h3", {}, "The weights, those that changed most first"),
-    table("Change of each parameter", ["parameter", "|ΔW|/|W|", "", "|W|", "|dW|/|W|", "channels, most first"],
+    once("changes", () => table("Change of each parameter", ["parameter", "|ΔW|/|W|", "as a bar", "|W|", "|dW|/|W|", "channels, most first"],
       changes.map(({ name, p, ratio }) => row([press(`go-${name}`, name, () => goTo(D.layers.findIndex((l) => l.parameters.includes(name)))), percent(ratio),
         h("meter", { min: 0, max: most, value: ratio, "aria-label": name }), num(p.norm), p.norm ? num(p.gradient / p.norm) : "–",
-        h("span", { className: "wraps" }, p.top.slice(0, 3).map(([c, r]) => `${c}\u00a0(${text(+(100 * r).toPrecision(3))}\u00a0%)`).join(", "))], { "data-name": name }))),
+        h("span", { className: "wraps" }, p.top.slice(0, 3).map(([c, r]) => `${c}\u00a0(${text(+(100 * r).toPrecision(3))}\u00a0%)`).join(", "))], { "data-name": name })))),
   ];
 }
