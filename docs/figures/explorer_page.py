@@ -1,7 +1,7 @@
 """The explorer's ready-made page: a small network, trained here on drawn shapes for some seconds, and one step of it.
 
-`python docs/figures/explorer_page.py [FILE]` writes it, to docs/explorer.html unless told otherwise. It is not committed: the
-site makes it anew whenever it is built, by the same function.
+`python docs/figures/explorer_page.py [FILE]` writes it, to docs/explorer.html unless told otherwise. It is not committed:
+the site makes it anew whenever it is built, by the same function.
 """
 
 import sys
