@@ -157,6 +157,7 @@ def test_numbers_of_a_channel_and_a_picture_are_exact(opened, taken):
             change = taken.changes[f"{layer.name}.{name}"]
             found = [value(place) for place in opened.locator(f'tr[data-name="{layer.name}.{name}"] data').all()]
             assert found[:3] == [change.before[channel], change.gradient[channel], change.after[channel]]
+            assert found[3] == change.after[channel] - change.before[channel]
     assert opened.evaluate("document.activeElement.dataset.key") == "channel"  # it is still where one types
 
 

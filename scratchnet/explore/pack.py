@@ -65,10 +65,12 @@ def said(array):
 def pack_change(change) -> dict[str, Any]:
     """A parameter: heat maps of its values and its gradient, and by how much the step changed it and each channel of it."""
     before, gradient, after = (np.asarray(part, np.float64) for part in change)
-    sizes = [norms(part) for part in (before, gradient, after - before)]
-    exact = np.stack(change) if before.ndim == 1 else np.stack(sizes)  # of a vector the values, else a norm a channel
+    sizes = [norms(part) for part in (before, gradient, after, after - before)]
+    exact = (
+        sizes if before.ndim > 1 else [*change, change.after - change.before]
+    )  # of a channel its norm, or its number
     with np.errstate(all="ignore"):
-        ratio = np.nan_to_num(sizes[2] / sizes[0], nan=0.0, posinf=0.0)
+        ratio = np.nan_to_num(sizes[3] / sizes[0], nan=0.0, posinf=0.0)
     top = [int(k) for k in np.argsort(-ratio, kind="stable")[:MOST] if ratio[k]]
     total = [float(np.sqrt((part * part).sum())) for part in (before, gradient, after, after - before)]
     shape = before.shape if before.ndim == 4 else (*before.shape, *[1] * (4 - before.ndim))
@@ -80,7 +82,7 @@ def pack_change(change) -> dict[str, Any]:
         "shape": list(before.shape), "rows": maps[0].shape[0], "columns": maps[0].shape[1], "cell": list(shape[2:]),
         "norm": total[0], "gradient": total[1], "after": total[2], "change": total[3],
         "top": [[k, float(ratio[k])] for k in top], "scales": [scale for _, scale in made],
-        "data": packed(exact, np.stack([levels for levels, _ in made])),  # (3, O), (2, rows, columns, KH, KW)
+        "data": packed(exact, np.stack([levels for levels, _ in made])),  # (4, O), (2, rows, columns, KH, KW)
     }  # fmt: skip
 
 

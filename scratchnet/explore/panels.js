@@ -41,9 +41,9 @@ function channelOfParameters(own) {
     for (const name of own) {
       const p = D.parameters[name], count = p.shape[0];
       if (state.channel >= count) continue;
-      const { exact } = await unpack(p.data, 3 * count), [a, b, c] = [0, 1, 2].map((k) => exact[k * count + state.channel]);
-      const vector = p.shape.length === 1;
-      made.push(row([last(name) + (vector ? "" : " (norms)"), num(a), num(b), vector ? num(c) : "", num(vector ? Math.fround(c - a) : c)], { "data-name": name }));
+      const { exact } = await unpack(p.data, 4 * count);
+      const title = p.shape.length > 1 ? `|${last(name)}|` : last(name);
+      made.push(row([title, ...[0, 1, 2, 3].map((k) => num(exact[k * count + state.channel]))], { "data-name": name }));
     }
     rows.replaceChildren(...made);
   };
@@ -57,7 +57,7 @@ const last = (name) => name.split(".").pop();
 function parameterPart(name) {
   const p = D.parameters[name], [rows, columns, [high, wide]] = [p.rows, p.columns, p.cell], count = rows * columns;
   const values = async (gradient) => {
-    const { levels } = await unpack(p.data, 3 * p.shape[0]), half = levels.length / 2;
+    const { levels } = await unpack(p.data, 4 * p.shape[0]), half = levels.length / 2;
     const [before, slope] = [levels.subarray(0, half), levels.subarray(half)];
     if (gradient) return slope;
     if (!state.after) return before;
@@ -67,7 +67,7 @@ function parameterPart(name) {
   const cut = rows < p.shape[0] || columns < (p.shape[1] || 1) ? `, of which the first ${rows}×${columns} are shown` : "";
   const draw = (title, gradient) => h("figure", { className: gradient ? "gradient" : "" }, h("figcaption", {}, h("b", {}, title)),
     heatMap({ count, h: high, w: wide, columns: columns > 1 ? columns : undefined, label: `${title} of ${name}, shape ${shapeOf(p.shape)}`,
-      zoom: columns > 1 ? Math.max(1, Math.min(6, Math.floor(360 / (columns * (wide + 1))))) : undefined,
+      zoom: columns > 1 ? Math.max(1, Math.min(12, Math.floor(360 / (columns * (wide + (high * wide > 1)))))) : undefined,
       levels: () => values(gradient), signed: true, key: true, choose }),
     legend(true, p.scales[gradient ? 1 : 0], 0));
   return h("section", { "data-parameter": name }, h("h4", {}, last(name), ` ${shapeOf(p.shape)}`, cut),
@@ -125,8 +125,10 @@ function textPart(number) {
   const used = tagsIn(code.map(([, lines]) => lines).join("\n")), there = tagsIn(derivation);
   const both = new Set([...used].filter((tag) => there.has(tag)));
   const region = (label, lines) => wide("pre", label, lines);
+  const seen = new Set(); // a tag's first line is the equation, others lead to it
   const formula = derivation.split("\n").map((line) => {
-    const here = [...tagsIn(line)].some((tag) => both.has(tag));
+    const here = [...tagsIn(line)].some((tag) => both.has(tag) && !seen.has(tag));
+    tagsIn(line).forEach((tag) => seen.add(tag));
     return h("span", { className: here ? "used" : "" }, tagged(line, "formula", "code", both), "\n");
   });
   const program = (lines) => lines.split("\n").map((line) => {
@@ -181,7 +183,7 @@ function inputPanel() {
     h("section", {}, h("h3", {}, "What the network gets"), arrayFigure("x", "the picture's three colours, normalised", D.layers[0].x, false)),
     h("section", {}, h("h3", {}, "How to read this page"),
       h("p", {}, h("kbd", {}, "→"), " and ", h("kbd", {}, "←"), " go through the training step: forward through the layers, the loss, backward through the layers, the update. Choose a layer in the column to go to it."),
-      h("p", {}, "Every number was computed by the lines that are shown beside it: layer by layer, in training mode, in the functions of each layer's own file. Heat maps have 255 colours between the ends of their scale; numbers in the text are exact to the digits shown."),
+      h("p", {}, "Every number was computed by the lines that are shown beside it: layer by layer, in training mode, in the functions of each layer's own file. Heat maps have 255 colours between the ends of their scale, of which the middle one is 0 where there are negative numbers; click in one to choose a channel; numbers in the text are exact to the digits shown."),
       h("p", {}, `The update is plain SGD with a learning rate of ${text(D.lr)}: w ← w − lr · ∂loss/∂w.`,
         D.channels < 1e6 ? ` To keep the file small, of arrays with many channels the first ${D.channels} are shown; numbers about the whole batch are of all.` : "")),
   ];

@@ -31,7 +31,7 @@ def demo(path: str | os.PathLike[str], steps: int = 200) -> tuple[int, int]:
     """
     model, names = small_network(np.random.default_rng(0)), list(CLASSES)
     train, test = draw_shapes(32 * steps, 16, seed=0)
-    criterion, optimizer = CrossEntropyLoss(), SGD(model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
+    criterion, optimizer = CrossEntropyLoss(0.1), SGD(model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
     with use_kernels("numpy"):  # compiling others would take longer than the training
         for step, (x, labels) in enumerate(Batches(train, 32, mean=HALF, std=HALF).epoch(0)):
             optimizer.lr = one_cycle(step, steps, lr=0.1)
