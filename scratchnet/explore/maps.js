@@ -82,10 +82,10 @@ function heatMap({ count, h: high, w: wide, columns, zoom, label, levels, signed
   const box = h("div", { className: "map" }, canvas, mark);
   let across = 1, scale = 1;
   const draw = async (room) => {
-    const wanted = zoom || (wide === 1 && high === 1 ? (count > 64 ? 12 : 22) : Math.max(1, Math.min(16, Math.round(60 / wide))));
+    const side = Math.min(64, Math.sqrt((room * 480) / count)); // of a cell: the grid is about as high as it is wide
+    const wanted = zoom || (gap ? Math.max(1, Math.min(16, Math.round((2 * side) / (wide + gap)) / 2)) : count > 64 ? 12 : 22);
     across = Math.max(1, Math.min(count, columns || Math.floor(room / ((wide + gap) * wanted))));
-    scale = Math.min(columns ? Math.max(wanted, 1) : wanted, room / ((wide + gap) * across));
-    if (scale > 1.5) scale = Math.floor(scale);
+    scale = Math.min(wanted, room / ((wide + gap) * across));
     canvas.width = across * (wide + gap);
     canvas.height = Math.ceil(count / across) * (high + gap);
     canvas.style.width = `${canvas.width * scale}px`;

@@ -159,4 +159,5 @@ function start() {
   dark.addEventListener("change", () => show());
   show();
 }
-start();
+if (typeof DecompressionStream === "function") start();
+else $("panel").append(h("p", {}, "This page needs a browser that knows DecompressionStream: Chrome 80, Firefox 113 or Safari 16.4, or a later one."));

@@ -67,7 +67,7 @@ function parameterPart(name) {
   const cut = rows < p.shape[0] || columns < (p.shape[1] || 1) ? `, of which the first ${rows}×${columns} are shown` : "";
   const draw = (title, gradient) => h("figure", { className: gradient ? "gradient" : "" }, h("figcaption", {}, h("b", {}, title)),
     heatMap({ count, h: high, w: wide, columns: columns > 1 ? columns : undefined, label: `${title} of ${name}, shape ${shapeOf(p.shape)}`,
-      zoom: columns > 1 ? Math.max(1, Math.min(12, Math.floor(360 / (columns * (wide + (high * wide > 1)))))) : undefined,
+      zoom: columns > 1 ? 12 : undefined,
       levels: () => values(gradient), signed: true, key: true, choose }),
     legend(true, p.scales[gradient ? 1 : 0], 0));
   return h("section", { "data-parameter": name }, h("h4", {}, last(name), ` ${shapeOf(p.shape)}`, cut),
