@@ -191,7 +191,8 @@ function inputPanel() {
 
 function lossPanel() {
   const L = D.loss, k = state.picture;
-  const rows = L.p ? D.classes.map((name, c) => ({ name, c })).sort((a, b) => L.p[k][b.c] - L.p[k][a.c]).slice(0, 20) : [];
+  const rows = L.p ? D.classes.map((name, c) => ({ name, c })).sort((a, b) => L.p[k][b.c] - L.p[k][a.c])
+    .filter(({ c }, place) => place < 20 || c === D.labels[k]) : [];
   return [
     h("h2", {}, "The loss ", h("span", { className: "soft" }, L.kind)),
     h("p", {}, "Of the batch: ", num(L.before), " before the update, ", num(L.after), " after it. Of this picture alone: ", num(L.losses[k]), " before, ", num(L.losses_after[k]), " after."),
