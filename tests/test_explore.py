@@ -379,6 +379,18 @@ def test_a_runs_checkpoint_is_fed_as_the_run_was(files):
     assert np.array_equal(again.pictures[1], subject.pictures[3])
 
 
+def test_a_file_that_says_nothing_of_its_classes(files):
+    sn.save(files / "few.npz", ResNet(20, 7, 0.1))
+    with pytest.raises(ValueError, match="few.npz has 7 classes, and these pictures are of 10"):
+        read_subject(files / "few.npz", batch_size=16)
+    sn.save(files / "many.npz", MobileNetV2(1000, 0.1, "imagenet"))
+    subject = read_subject(files / "many.npz", batch_size=2, count=2)
+    assert subject.x.shape == (2, 3, 224, 224) and subject.pictures.shape == (2, 3, 32, 32) and subject.lr == 0.1
+    assert "labels are taken for their numbers" in subject.notes[0] and subject.classes[0] == "tench"
+    top = (1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
+    assert np.all(subject.x.max(axis=(0, 2, 3)) <= top + 1e-4)
+
+
 def test_pictures_of_ones_own(files, folders, capsys):
     arrays, header = checkpoint.load(files / "run.npz")
     config = header["config"]

@@ -83,12 +83,13 @@ function heatMap({ count, h: high, w: wide, columns, zoom, label, levels, signed
   let across = 1, scale = 1;
   const draw = async (room) => {
     const side = Math.min(64, Math.sqrt((room * 480) / count)); // of a cell: the grid is about as high as it is wide
-    const wanted = zoom || (gap ? Math.max(1, Math.min(16, Math.round((2 * side) / (wide + gap)) / 2)) : count > 64 ? 12 : 22);
+    const wanted = zoom || (gap ? Math.max(0.5, Math.min(16, Math.round((2 * side) / (wide + gap)) / 2)) : count > 64 ? 12 : 22);
     across = Math.max(1, Math.min(count, columns || Math.floor(room / ((wide + gap) * wanted))));
     scale = Math.min(wanted, room / ((wide + gap) * across));
     canvas.width = across * (wide + gap);
     canvas.height = Math.ceil(count / across) * (high + gap);
     canvas.style.width = `${canvas.width * scale}px`;
+    canvas.style.imageRendering = scale < 1 ? "auto" : ""; // made smaller, pixels are averaged
     const bytes = await levels();
     const image = canvas.getContext("2d").createImageData(canvas.width, canvas.height);
     const pixels = new Uint32Array(image.data.buffer), colours = coloursOf(signed);
@@ -127,7 +128,7 @@ function legend(signed, scale, largest) {
 
 function arrayFigure(name, what, number, gradient) {
   const array = D.arrays[number], size = sizeOf(array), [high, wide] = array.shape.length > 1 ? array.shape.slice(1) : [1, 1];
-  const all = array.shape[0], some = array.kept < all ? `the first ${array.kept} of ${all} channels` : `${all} channels`;
+  const all = array.shape[0], some = array.kept < all ? `the first ${array.kept} of ${all} channels` : `${all} channel${all > 1 ? "s" : ""}`;
   const levels = async () => {
     const start = state.picture * array.kept * size;
     return (await unpackArray(array)).levels.subarray(start, start + array.kept * size);

@@ -100,6 +100,8 @@ def read_subject(path, data=None, pictures=(0,), count=4, batch_size=16, lr=None
         notes.append("Maps come out of this network: it is asked which pixels are brighter than their picture's mean.")
     elif labels.max() >= outputs:
         raise UsageError(f"{path} has {outputs} classes, and these pictures are of {len(test.classes)}")
+    elif not config:
+        notes.append("The file does not say what its classes are: the pictures' labels are taken for their numbers.")
     source = f"test pictures of {test.name}, {source}"
     names = [str(name) for name in test.classes]
     return Subject(title, source, model, criterion, lr, x, target, images, numbers, labels, classes, names, notes)
