@@ -228,6 +228,7 @@ def test_the_keyboard_goes_through_the_whole_step_and_back(opened, taken):
     settle(opened)
     assert now.inner_text().startswith(f"{len(said) - 1} of {len(said)}: {said[-2]}")
     assert opened.locator(".badge").evaluate("badge => badge.parentElement.innerText").startswith("Backward")
+    assert opened.locator("main h3").first.inner_text().startswith("Backward")  # first what happens now
     assert opened.locator("#column button.ahead").count() == len(taken.layers) + 1
     assert opened.locator("#column button.behind").count() == len(taken.layers)
 

@@ -149,13 +149,16 @@ const badge = (on) => (on ? [" ", h("span", { className: "badge" }, "now")] : ""
 function layerPanel(layer, phase) {
   const parts = [["x", layer.x], ["y", layer.y], ["dy", layer.dy], ["dx", layer.dx]];
   const sizes = (number) => shapeOf(D.arrays[number].shape);
-  return [
-    h("h2", {}, layer.name || "The network's own branches", " ", h("span", { className: "soft" }, layer.kind)),
-    h("p", {}, layer.says ? [h("code", {}, layer.says), h("br")] : "", `${sizes(layer.x)} → ${sizes(layer.y)} a picture. `, MARKS[layer.step] || ""),
+  const ways = [
     h("section", {}, h("h3", {}, "Forward", badge(phase === "forward")), h("div", { className: "pair" },
       arrayFigure("x", "what came in", layer.x, false), arrayFigure("y", "what went out", layer.y, false))),
     h("section", {}, h("h3", {}, "Backward", badge(phase === "backward")), h("div", { className: "pair" },
       arrayFigure("dy", "∂loss/∂y, which flowed back to it", layer.dy, true), arrayFigure("dx", "∂loss/∂x, which it hands on", layer.dx, true))),
+  ];
+  return [
+    h("h2", {}, layer.name || "The network's own branches", " ", h("span", { className: "soft" }, layer.kind)),
+    h("p", {}, layer.says ? [h("code", {}, layer.says), h("br")] : "", `${sizes(layer.x)} → ${sizes(layer.y)} a picture. `, MARKS[layer.step] || ""),
+    phase === "backward" ? ways.reverse() : ways, // first what happens now
     channelPart(parts, layer.parameters), layer.step ? "" : weightsPart(layer), checkPart(layer.check, AT), once(layer.text, () => textPart(layer.text)),
   ];
 }
