@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; a file may import from lower floors, and from 
     "kernels.cpu kernels.compiled kernels.cuda",
     "kernels",
     "together",
-    "cache flat parameter",
+    "cache flat held parameter",
     "module",
     "layers",
     "fused",
