@@ -30,7 +30,7 @@ SECONDS = 0.3
 
 
 def steps_of(what):
-    """(step, shape of x, how often it comes, multiply-adds of a picture) of every distinct step of the network, in order."""
+    """(step, shape of x, how often it comes, multiply-adds a picture) of every distinct step of the network, in order."""
     model, x, labels = batch_for(what)
     found: dict = {}
     traced = trace_step(model, sn.CrossEntropyLoss(), x, labels)

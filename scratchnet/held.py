@@ -1,4 +1,4 @@
-"""Which arrays something holds, and how large they are: so that what forward keeps for backward can be counted, not guessed.
+"""Which arrays something holds: so that what forward keeps for backward can be counted, not guessed.
 
 A layer saves what it likes: arrays, views of them, tuples of both, a function that has some. All of it hangs on the step or
 on its layers, and is found by going along attributes, items and closures. A view keeps the whole array alive that it is a
@@ -58,7 +58,7 @@ def _is_filled(cell):
 
 
 def _owner(array):
-    """The array whose memory this one is a view of; of the library's buffers, each lent array is one (kernels/cpu/buffers)."""
+    """The array whose memory this one is a view of; an array that the library's buffers lent is one (kernels/cpu)."""
     while type(array.base) is type(array):
         array = array.base
     return array

@@ -27,7 +27,8 @@ from scratchnet.layers.join import CONCAT, MULTIPLY, SUM
 from scratchnet.plan import plan
 from scratchnet.program.memory import bytes_per_picture, too_large
 from scratchnet.steps import Fork, Join, LayerStep, Turn
-from scratchnet.trace import table, trace, trace_step
+from scratchnet.trace import trace, trace_step
+from scratchnet.trace_table import table
 from scratchnet.training.guard import first_bad_layer
 from scratchnet.training.trainer import train_step
 

@@ -20,7 +20,7 @@ FLOORS = [  # from the ground up; a file may import from lower floors, and from 
     "fused",
     "steps plan",
     "sequential branches",
-    "trace gradcheck summary",
+    "trace trace_table gradcheck summary",
     "data training weights",
     "program",
     "",  # scratchnet/__init__.py, and what is run as a command

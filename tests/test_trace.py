@@ -11,7 +11,8 @@ from strategies import normal
 import scratchnet as sn
 from models import MobileNetV2, ResNet
 from scratchnet.held import arrays_of
-from scratchnet.trace import TimedStep, table, trace, trace_step
+from scratchnet.trace import TimedStep, trace, trace_step
+from scratchnet.trace_table import table
 
 KERNELS = [False, "numpy", True]
 
@@ -91,7 +92,8 @@ def test_the_numbers_are_those_of_the_layers_one_by_one(which):
         own = [p for name, p in parameters.items() if name.rpartition(".")[0] in inside and step.kind != "Residual"]
         if own:
             gradient, weight = (
-                np.concatenate([a.ravel() for a in arrays]) for arrays in zip(*((p.grad, p.data) for p in own))
+                np.concatenate([a.ravel() for a in arrays])
+                for arrays in zip(*((p.grad, p.data) for p in own), strict=True)
             )
             assert step.gradient == pytest.approx(np.linalg.norm(gradient) / np.linalg.norm(weight), rel=1e-3)
         else:

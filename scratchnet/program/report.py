@@ -6,7 +6,8 @@ import scratchnet as sn
 from scratchnet.kernels import compiled
 from scratchnet.parallel import ranks
 from scratchnet.program.flags import network_title
-from scratchnet.trace import table, trace, trace_step
+from scratchnet.trace import trace, trace_step
+from scratchnet.trace_table import table
 from scratchnet.training.atomic import write_json
 from scratchnet.training.evaluation import confusion_lines, draw_confusion
 
