@@ -137,22 +137,16 @@ def trace_step(model: Module, criterion, x, labels) -> list[TimedStep]:
     for step, measured in _walk(twin, criterion, x, labels):
         facts = [] if isinstance(step, MarkStep) else [inside[name] for name in step.names if name in inside]
         macs, zeros, sixes, of, of6 = map(sum, zip(*facts, strict=True)) if facts else (0,) * 5
-        lines.append(
-            TimedStep(
-                *step_row(step, device.kind_of(x)),
-                **measured,
-                multiply_adds=macs,
-                zeros=zeros / of if of else None,
-                sixes=sixes / of6 if of6 else None,
-                gradient=_relative_gradient(step),
-            )
-        )
+        measured |= {"multiply_adds": macs, "gradient": _relative_gradient(step)}
+        measured |= {"zeros": zeros / of if of else None, "sixes": sixes / of6 if of6 else None}
+        lines.append(TimedStep(*step_row(step, device.kind_of(x)), **measured))
     return lines
 
 
 def _walk(model, criterion, x, labels):
     """A forward and a backward through the plan: [(step, what was measured of it)]."""
-    planned, found, counted, y = plan(model), [], {}, x
+    planned, found, y = plan(model), [], x
+    counted: dict = {}
     with computing():
         for step in planned.steps:
             before, shape_in = held_by(step), y.shape[1:]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CODE = (".py", ".cu", ".txt")
+CODE = (".py", ".cu", ".txt", ".html")
 
 USE = """
 import sys
