@@ -108,7 +108,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):  # noqa: N802 (http.server's name)
         """A document, for whoever knows the token."""
-        path = self.path.partition("?")[0].encode("latin-1", "replace")
+        path = self.requestline.split()[1].partition("?")[0].encode("latin-1")  # as it was asked for
         before, token, name = (path.split(b"/", 2) + [b"", b""])[:3]  # "/token/name"
         known = hmac.compare_digest(token, self.server.token)
         document = self.server.documents.get(name.decode("latin-1"))
