@@ -19,7 +19,11 @@ def event_files(folder, step, console):
     except ImportError:
         console.say(MISSING)
         return None
-    return EventFiles(EventFileWriter(str(folder)), step, console)
+    try:
+        return EventFiles(EventFileWriter(str(folder)), step, console)
+    except OSError as error:
+        console.say(f"no event files for TensorBoard in {folder}: {error.strerror or error}")
+        return None
 
 
 class EventFiles(Follower):

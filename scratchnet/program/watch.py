@@ -117,7 +117,7 @@ class Watch(Follower):
         with self._lock:
             if self._looks % self._every == 0:
                 for name, values in self._points.items():
-                    values.append(row[name])
+                    values.append(_short(row[name]))
                 if len(self._points["epoch"]) > POINTS:
                     self._every *= 2
                     self._points = {name: values[::2] for name, values in self._points.items()}
@@ -185,7 +185,6 @@ class Watch(Follower):
                 state, points = dict(self._state), {name: values[:] for name, values in self._points.items()}
         if version != known:
             rows = [[_short(row[field]) for field in FIELDS] for row in list(self._rows)]
-            points = {name: [_short(value) for value in values] for name, values in points.items()}
             answer = json.dumps(state | {"fields": FIELDS, "rows": rows, "points": points}, default=_short).encode()
             self._answer = version, answer
         with self._changed:
