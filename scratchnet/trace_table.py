@@ -7,12 +7,12 @@ from scratchnet.trace import TimedStep
 
 COLUMNS = 140
 HEAD = (
-    ("", "", "", "", "", "mult-adds", "forward", "backward", "", "zeros", "sixes", "", "|dW|", "kept"),
-    ("layers", "function", "version", "in", "out", "millions", "ms", "ms", "|y|", "%", "%", "|dx|", "/|W|", "KiB"),
+    ("", "", "", "", "", "multiply", "forward", "backward", "", "= 0", "= 6", "", "|dW|", "kept"),
+    ("layers", "function", "version", "in", "out", "-adds, M", "ms", "ms", "|y|", "%", "%", "|dx|", "/|W|", "KiB"),
 )
 FOOT = (
-    "|y|, |dx|: root of the mean square of what went forward and backward. Zeros, sixes: of all that ReLU and ReLU6 in it "
-    "gave. |dW| / |W|: of all that it trains. Kept: from forward to backward, counted where it is kept first."
+    "|y|, |dx|: root of the mean square of what went forward and backward. = 0, = 6: of all that ReLU and ReLU6 in it gave. "
+    "|dW| / |W|: of all that it trains. Kept: from forward to backward, counted where it is kept first."
 )
 
 
@@ -58,7 +58,13 @@ def _fixed(number, places):
 
 
 def _digits(number):
-    return "" if number is None else f"{number:#.3g}"
+    """Three digits: 12.3, 0.0123, 1.23e-4."""
+    if number is None:
+        return ""
+    if not 0 < number < 1e-3:
+        return f"{number:#.3g}"
+    mantissa, _, exponent = f"{number:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _percent(share):
