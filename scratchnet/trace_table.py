@@ -11,8 +11,8 @@ HEAD = (
     ("layers", "function", "version", "in", "out", "-adds, M", "ms", "ms", "|y|", "%", "%", "|dx|", "/|W|", "KiB"),
 )
 FOOT = (
-    "|y|, |dx|: root of the mean square of what went forward and backward. = 0, = 6: of all that ReLU and ReLU6 in it gave. "
-    "|dW| / |W|: of all that it trains. Kept: from forward to backward, counted where it is kept first."
+    "|y|, |dx|: root of the mean square of what went forward and backward. = 0, = 6: of all that ReLU and ReLU6 in it "
+    "gave. |dW| / |W|: of all that it trains. Kept: from forward to backward, counted where it is kept first."
 )
 
 

@@ -62,9 +62,10 @@ class Run:
 
 
 @pytest.fixture
-def run(drawn):
+def run(drawn, page):
     made = Run(drawn, "MobileNetV2 cifar, width 0.5, on drawn shapes, seed 0")
     yield made
+    page.goto("about:blank")  # or it would still ask
     made.watch.stop()
 
 
@@ -155,18 +156,18 @@ def test_it_says_when_the_program_is_gone(page, run, seen, axe):
     status(page, "No answer since ")
     assert facts(page)["Step"] == "3 of 40" and page.title().startswith("no answer: ") and axe() == []
     assert seen.said and all("ERR_CONNECTION_REFUSED" in line or "ERR_EMPTY_RESPONSE" in line for line in seen.said)
+    page.goto("about:blank")
     seen.said.clear()
 
 
-def test_names_are_text_whatever_is_in_them(page, drawn, seen):
+def test_names_are_text_whatever_is_in_them(page, drawn):
     run = Run(drawn._replace(classes=tuple(f"{EVIL}{k}" for k in range(10))), EVIL)
     run.go(STEPS)
     opened(page, run)
     assert page.locator("h1").inner_text() == EVIL and page.locator("img[src=x]").count() == 0
     assert page.locator("#confusion tbody th").first.inner_text() == f"{EVIL}0"
-    run.watch.stop()
     page.goto("about:blank")
-    seen.said.clear()
+    run.watch.stop()
 
 
 def test_a_curve_says_what_is_under_the_pointer(page, run):

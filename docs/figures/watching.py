@@ -41,7 +41,7 @@ def main():
             browser.close()
         run.kill()
         run.wait()
-    picture.convert("RGB").quantize(128).save(HERE / "watching.png", optimize=True)
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(HERE / "watching.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Watch(Follower):
 
     def __init__(self):
         self._lock, self._asked, self._changed = threading.Lock(), 0.0, threading.Condition()
-        self._served = self._version = 0
+        self._version = self._heard = self._seen = 0  # of the state, of the state that a page has, of its validation
         self._answer = -1, b""
         self._points: dict = {name: [] for name in ("epoch", "loss", "accuracy", "lr", "images_per_second")}
         self._every, self._looks = 1, 0
@@ -78,7 +78,7 @@ class Watch(Follower):
         documents = {
             "": ("text/html; charset=utf-8", lambda: page),
             "state": ("application/json", self._state_now),
-            "validation": ("application/json", lambda: self._validation),
+            "validation": ("application/json", self._validation_now),
         }
         try:
             self._private = Private(port, documents)
@@ -162,7 +162,7 @@ class Watch(Follower):
             self._set(running=running, why=why, left=None)
             with self._changed:
                 open_now = time.monotonic() - self._asked < OPEN
-                self._changed.wait_for(lambda: self._served >= self._version, LAST if open_now else 0)
+                self._changed.wait_for(self._is_heard, LAST if open_now else 0)
 
     def stop(self):
         """Serve nothing any more."""
@@ -188,9 +188,19 @@ class Watch(Follower):
             answer = json.dumps(state | {"fields": FIELDS, "rows": rows, "points": points}, default=_short).encode()
             self._answer = version, answer
         with self._changed:
-            self._asked, self._served = time.monotonic(), version
+            self._asked, self._heard = time.monotonic(), version
             self._changed.notify_all()
         return answer
+
+    def _validation_now(self):
+        with self._changed:
+            self._seen = self._state["validation"]
+            self._changed.notify_all()
+        return self._validation
+
+    def _is_heard(self):
+        """Whether a page has all there is."""
+        return self._heard >= self._version and self._seen == self._state["validation"]
 
 
 def shown(image):
