@@ -14,21 +14,27 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
-RUN = ["--sample", "--width", "0.1", "--epochs", "8", "--batch-size", "64", "--watch", "--ranks", "1"]
+RUN = [
+    "--sample",
+    "--width",
+    "0.1",
+    "--epochs",
+    "8",
+    "--batch-size",
+    "64",
+    "--watch",
+    "--ranks",
+    "1",
+    "--out",
+    "runs/shapes",
+]
 
 
 def main():
     """Train, look, and keep the picture."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-u",
-            HERE.parents[1] / "train_cifar.py",
-            *RUN,
-            "--out",
-            Path(folder) / "runs" / "shapes",
-        ]
-        run = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-u", str(HERE.parents[1] / "train_cifar.py"), *RUN]
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
         url = next(line.split()[1] for line in run.stdout if line.startswith("watch "))
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -36,7 +42,6 @@ def main():
             page.goto(url)
             page.locator("#confusion-title", has_text="epoch 7").wait_for(timeout=1_800_000)
             page.wait_for_timeout(5000)
-            page.locator("#about").evaluate("(one) => { one.textContent = one.textContent.replace(/ · [^·]*$/, '') }")
             picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
             browser.close()
         run.kill()
