@@ -178,7 +178,7 @@ def _inside(model, x):
         if type(step) is LayerStep:
             layer = step.layers[0]
             of, of6 = (y.size if isinstance(layer, kinds) else 0 for kinds in ((ReLU, ReLU6), ReLU6))
-            zeros, sixes = (int((y == value).sum()) if of else 0 for value in (0, 6))
+            zeros, sixes = (int((_exact(y) == value).sum()) if of else 0 for value in (0, 6))
             work = layer.work(given.shape[1:], y.shape[1:])
             found[step.names[0]] = work, zeros, sixes if of6 else 0, of, of6
     return found
@@ -197,8 +197,13 @@ def _relative_gradient(step):
 
 def _size(x):
     """Root of the mean square of an array's numbers."""
-    exact = x.astype("float64" if x.dtype.itemsize > 4 else "float32")
+    exact = _exact(x)
     return float((exact * exact).mean(dtype="float64")) ** 0.5
+
+
+def _exact(x):
+    """In float32, or in float64 what is so: CuPy computes nothing in bfloat16."""
+    return x.astype("float64" if x.dtype.itemsize > 4 else "float32")
 
 
 def _timed(function, x):

@@ -10,6 +10,7 @@ from strategies import normal
 
 import scratchnet as sn
 from models import MobileNetV2, ResNet
+from scratchnet.device import bfloat16_dtype
 from scratchnet.held import arrays_of
 from scratchnet.trace import TimedStep, trace, trace_step
 from scratchnet.trace_table import table
@@ -190,15 +191,20 @@ def test_the_widest_numbers_and_shapes_fit():
     assert max(map(len, lines)) <= 140 and "…" in lines[2]
 
 
-def test_on_a_gpu_it_says_the_same(standin):
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_on_a_gpu_it_says_the_same(standin, stored):
     model, (x, labels) = mobilenet("cifar"), batch((3, 16, 16))
     here = steps_of(model, x, labels, False)
-    there = trace_step(
-        copy.deepcopy(model).to("cuda"), sn.CrossEntropyLoss(), *(sn.to_device(array, "cuda") for array in (x, labels))
+    x, labels = (
+        sn.to_device(array, "cuda") for array in (sn.as_images(np.ascontiguousarray(x.transpose(1, 2, 3, 0))), labels)
     )
+    if stored == "bfloat16":
+        x = x.astype(bfloat16_dtype())
+    there = trace_step(copy.deepcopy(model).to("cuda"), sn.CrossEntropyLoss(), x, labels)
+    loose = 1e-2 if stored == "float32" else 0.2
     assert "cuda" in {step.version for step in there} and max(map(len, table(there).splitlines())) <= 140
     assert sum(step.multiply_adds for step in there) == sum(step.multiply_adds for step in here)
-    assert there[-1].y == pytest.approx(here[-1].y, rel=1e-3) and there[0].dx == pytest.approx(here[0].dx, rel=1e-2)
+    assert there[-1].y == pytest.approx(here[-1].y, rel=loose) and there[0].dx == pytest.approx(here[0].dx, rel=loose)
     shares = [[step.zeros for step in steps if step.zeros is not None] for steps in (here, there)]
     assert np.mean(shares[0]) == pytest.approx(np.mean(shares[1]), rel=0.05)
     assert 0 < sum(step.kept for step in there) < 2 * sum(step.kept for step in here)
