@@ -60,7 +60,7 @@ class Failed(Exception):
 
 
 def spec(variant, width, size, batch, threads=2, training=True):
-    """What an engine is to compute."""
+    """What an engine is to compute; `variant` is one of MobileNetV2's, or the name of a ResNet."""
     return {
         "variant": variant, "width": width, "size": size, "batch": batch, "threads": threads, "training": training,
     }  # fmt: skip
@@ -75,19 +75,24 @@ def scratchnet_step(variant, width, size, batch, threads, training=True, kernels
     And how many steps of the plan each version of the kernels computes.
     """
     import scratchnet as sn
-    from models import MobileNetV2
+    from models import MobileNetV2, resnet
     from scratchnet.training.optim import SGD
+
+    def network(width, **options):
+        if variant in resnet.ResNet.NAMES:
+            return resnet.ResNet(**resnet.ResNet.NAMES[variant], num_classes=10, width_mult=width, **options)
+        return MobileNetV2(10, width, variant, **options)
 
     sn.use_kernels(kernels)
     sn.set_num_threads(threads)
     if kernels == "compiled":  # load Numba and the loops: code is no part of what a step takes
-        tiny = MobileNetV2(10, 0.1, variant)
+        tiny = network(0.2)
         tiny.backward(0 * tiny(sn.as_images(np.zeros((3, 32, 32, 2), np.float32))))
     rng = np.random.default_rng(0)
-    model = MobileNetV2(10, width, variant, rng=rng)
+    model = network(width, rng=rng)
     x = sn.as_images(rng.standard_normal((3, size, size, batch), dtype=np.float32))
     labels = rng.integers(0, 10, batch)
-    model = model if training else model.fold_batch_norm()
+    model = model if training else sn.fold_batch_norm(model)
     planned = sn.plan(model)
     pairs = [step.pair(planned.kind) for step in planned.steps]
     ran = Counter(pair.version for pair in pairs if pair)
@@ -115,11 +120,17 @@ def torch_step(variant, width, size, batch, threads, training=True, channels_las
     import torch
 
     from benchmarks.torch_mobilenetv2 import TorchMobileNetV2
+    from benchmarks.torch_resnet import TorchResNet
+    from models.resnet import DEPTHS
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = TorchMobileNetV2(10, width, variant).train(training).to(memory_format=layout)
+    if variant.startswith("resnet"):
+        model = TorchResNet(DEPTHS[int(variant.removeprefix("resnet"))], 10, width)
+    else:
+        model = TorchMobileNetV2(10, width, variant)
+    model = model.train(training).to(memory_format=layout)
     x = torch.randn(batch, 3, size, size).to(memory_format=layout)
     labels = torch.randint(0, 10, (batch,))
     if not training:

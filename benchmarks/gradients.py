@@ -16,6 +16,7 @@ from machine import head
 import scratchnet as sn
 from scratchnet.fused.pointwise import conv_norm_relu6_backward, conv_norm_relu6_forward
 from scratchnet.gradcheck.probe import METHODS
+from scratchnet.layers import elementwise_loss as each
 from scratchnet.layers.loss import cross_entropy_backward, cross_entropy_forward
 
 
@@ -45,9 +46,9 @@ def sizes(rng, most=(4, 5, 6, 5), per_channel=2):
             return n + 1, c, h, w
 
 
-def away_from_kinks(rng, shape):
-    """Numbers below 0, in (0, 6) and above 6, none within 0.05 of a bound."""
-    return rng.choice([-3.0, 0.0, 6.0], shape) + rng.uniform(0.05, 2.9, shape)
+def away_from_kinks(rng, shape, below=(-3.0, 0.0, 6.0)):
+    """Numbers of the intervals of length 3 that begin at `below`, none within 0.05 of a bound."""
+    return rng.choice(below, shape) + rng.uniform(0.05, 2.9, shape)
 
 
 def draw_norm(rng, frozen):
@@ -69,6 +70,51 @@ def draw_pool(rng):
     pool = sn.AvgPool2d(kernel, int(rng.integers(1, 4)), int(rng.integers(0, kernel // 2 + 1)), **options)
     shape = sizes(rng)
     return pool, rng.standard_normal((*shape[:2], shape[2] + 2, shape[3] + 2))
+
+
+def draw_max_pool(rng):
+    """Max pooling of numbers of which no two are near each other."""
+    kernel, shape = int(rng.integers(1, 4)), sizes(rng, (2, 3, 4, 4))
+    shape = (*shape[:2], shape[2] + 2, shape[3] + 2)
+    options = {"dilation": 1, "ceil_mode": bool(rng.integers(2))}
+    pool = sn.MaxPool2d(kernel, int(rng.integers(1, 4)), int(rng.integers(0, kernel // 2 + 1)), **options)
+    return pool, rng.permutation(np.prod(shape)).reshape(shape) - np.prod(shape) / 2
+
+
+def draw_transposed(rng):
+    """A transposed convolution with any of its options."""
+    groups, ins, outs = (int(rng.integers(1, 3)) for _ in range(3))
+    kernel, stride, dilation = (tuple(int(k) for k in rng.integers(1, 4, 2)) for _ in range(3))
+    padding = tuple(int(rng.integers(0, d * (k - 1) // 2 + 1)) for d, k in zip(dilation, kernel, strict=True))
+    extra = tuple(int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation, strict=True))
+    options = {"bias": True, "dilation": dilation, "dtype": np.float64, "rng": rng}
+    conv = sn.ConvTranspose2d(groups * ins, groups * outs, kernel, stride, padding, extra, groups, **options)
+    return conv, rng.standard_normal((int(rng.integers(1, 4)), groups * ins, *(int(k) for k in rng.integers(2, 5, 2))))
+
+
+def draw_group_norm(rng, layers):
+    """Group norm, or layer norm, with parameters that are not the initial ones."""
+    n, c, h, w = sizes(rng)
+    shape = n, 2 * c, h + 1, w + 2
+    norm = sn.LayerNorm(shape[1:], dtype=np.float64) if layers else sn.GroupNorm(c, 2 * c, dtype=np.float64)
+    for array in (norm.weight.data, norm.bias.data):
+        array += rng.uniform(0.1, 0.9, array.shape)
+    return norm, rng.normal(rng.uniform(-5, 5), rng.uniform(0.5, 5), shape)
+
+
+def draw_upsample(rng, mode):
+    """Enlarging, or shrinking, to a drawn size."""
+    shape = sizes(rng)
+    size = tuple(int(k) for k in rng.integers(1, 9, 2))
+    return sn.Upsample(size=size, mode=mode), rng.standard_normal(shape)
+
+
+def draw_each(rng, forward, backward, below=None):
+    """A loss over numbers, against drawn ones."""
+    shape = int(rng.integers(1, 6)), int(rng.integers(1, 8))
+    numbers = rng.integers(0, 2, shape)
+    x = rng.standard_normal(shape) if below is None else numbers + away_from_kinks(rng, shape)
+    return (lambda z: forward(z, numbers), backward), x
 
 
 def draw_loss(rng):
@@ -115,6 +161,34 @@ LAYERS = {
     ),
     "Dropout": lambda rng: (sn.Dropout(float(rng.uniform(0, 0.9)), rng=rng), rng.standard_normal(sizes(rng))),
     "cross entropy": draw_loss,
+    **{
+        layer.__name__: (lambda rng, layer=layer: (layer(), rng.standard_normal(sizes(rng))))
+        for layer in (sn.Sigmoid, sn.Tanh, sn.SiLU, sn.GELU, sn.Softmax)
+    },
+    "LeakyReLU": lambda rng: (sn.LeakyReLU(float(rng.uniform(0, 0.5))), away_from_kinks(rng, sizes(rng))),
+    **{
+        layer.__name__: (lambda rng, layer=layer: (layer(), away_from_kinks(rng, sizes(rng), (-6.0, -3.0, 0.0, 3.0))))
+        for layer in (sn.Hardsigmoid, sn.Hardswish)
+    },
+    "MaxPool2d": draw_max_pool,
+    "AdaptiveAvgPool2d": lambda rng: (
+        sn.AdaptiveAvgPool2d(tuple(int(k) for k in rng.integers(1, 6, 2))),
+        rng.standard_normal(sizes(rng)),
+    ),
+    "ConvTranspose2d": draw_transposed,
+    "Upsample, nearest": lambda rng: draw_upsample(rng, "nearest"),
+    "Upsample, bilinear": lambda rng: draw_upsample(rng, "bilinear"),
+    "GroupNorm": lambda rng: draw_group_norm(rng, layers=False),
+    "LayerNorm": lambda rng: draw_group_norm(rng, layers=True),
+    "squared error": lambda rng: draw_each(
+        rng, lambda z, t: each.mse_loss_forward(z, t, "mean"), each.mse_loss_backward
+    ),
+    "absolute error": lambda rng: draw_each(
+        rng, lambda z, t: each.l1_loss_forward(z, t, "mean"), each.l1_loss_backward, below=True
+    ),
+    "binary cross entropy": lambda rng: draw_each(
+        rng, lambda z, t: each.bce_with_logits_loss_forward(z, t, 2.0, "mean"), each.bce_with_logits_loss_backward
+    ),
 }
 
 

@@ -25,6 +25,7 @@ CASES = {  # name: (variant, width, picture size, batch)
     "blog-32": ("blog", 0.5, 32, 128),
     "cifar-0.5": ("cifar", 0.5, 32, 128),
     "cifar-1.0": ("cifar", 1.0, 32, 64),
+    "resnet20": ("resnet20", 1.0, 32, 128),
 }
 BATCHES = (1, 32, 256)  # of inference
 

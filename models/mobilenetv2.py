@@ -4,8 +4,8 @@ Source: Sandler, Howard, Zhu, Zhmoginov, Chen 2018, "MobileNetV2: Inverted Resid
 The network is a chain, so that it is a `Sequential`; its backward is the one it inherits.
 
 A block with expansion t: 1×1 convolution to t times the channels -> 3×3 depthwise -> 1×1 convolution back, each with
-batch norm, ReLU6 after the first two (the last is linear: a ReLU in few channels would lose too much, §3.2). A shortcut
-joins input and output where the stride is 1 and the channels match.
+batch norm, ReLU6 after the first two (the last is linear: a ReLU in few channels would lose too much, §3.2; chapter 10 of
+docs/course measures it). A shortcut joins input and output where the stride is 1 and the channels match.
 """
 
 from typing import NamedTuple
@@ -106,7 +106,7 @@ class MobileNetV2(Network):
 
     @classmethod
     def guesses(cls, state):
-        """Each width; strides cannot be seen from shapes, so that torchvision's keys are taken for "imagenet"."""
+        """Every width that may be; shapes do not tell strides, so that torchvision's keys are taken for "imagenet"."""
         variant = "blog" if "classifier.weight" in state else "imagenet"
         widths = dict.fromkeys(
             n / parts for parts in (1, 4, 10, 20, 100) for n in range(1, 5 * parts)
@@ -115,7 +115,7 @@ class MobileNetV2(Network):
 
     @classmethod
     def sizes(cls, num_classes, *, width_mult, variant, dropout):
-        """Those of the projections, the head and the classifier."""
+        """The shapes of the projections, the head and the classifier: no other width has all of them."""
         v = VARIANTS[variant]
         rows, head = block_table(width_mult, v)
         shapes = {f"features.{len(rows) + 1}.0.weight": (head, rows[-1][1], 1, 1)}
@@ -156,7 +156,15 @@ def conv_bn(in_channels, out_channels, kernel, stride, groups=1, *, dtype, rng):
 
 
 def inverted_residual(in_channels, out_channels, t, stride, always_expand, *, dtype, rng):
-    """Table 1: expand, filter each channel, project; a shortcut where the shapes allow one."""
+    """The block of Table 1: expand, filter each channel, project; with a shortcut where the shapes allow one.
+
+    Args:
+        in_channels, out_channels: of the narrow ends.
+        t: how many times as wide it is inside.
+        stride: of the depthwise convolution.
+        always_expand: whether a block with t = 1 has the 1×1 expansion too.
+        dtype, rng: as `MobileNetV2` takes them.
+    """
     make = {"dtype": dtype, "rng": rng}
     wide = in_channels * t
     expand = [conv_bn(in_channels, wide, 1, 1, **make)] if t != 1 or always_expand else []

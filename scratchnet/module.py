@@ -212,8 +212,9 @@ class Module(OneShotCache):
     def requires_grad_(self, requires_grad=True):
         """Freeze every parameter with False, and train them again with True. Returns self.
 
-        For a frozen one no gradient is computed and its `.grad` stays as it is, optimizers leave it alone, and where a
-        network has others, its backward ends at the lowest layer with one of these and returns None (`Plan.backward`).
+        For a frozen one no gradient is computed and its `.grad` stays as it is, and optimizers leave it alone. Where a
+        network has others that are trained, backward ends at the lowest layer with one of those, and returns None
+        (`Plan.backward`).
         Batch norm's running statistics are no parameters: `eval()` of the frozen part keeps them as well. (A layer of your
         own that adds to `.grad` by itself, not by `parameter.add_gradients`, does so for frozen ones too.)
         """

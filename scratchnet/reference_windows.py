@@ -2,7 +2,7 @@
 
 Here too each backward quotes the forward line that it undoes. Images are (N, C, H, W); `kernel_size`, `stride`, `padding`
 and `dilation` are pairs (along H, along W). Arguments may have any real dtype; results are new arrays in float64. Imported
-by tests only.
+by tests, and by what judges exercises.
 """
 
 import numpy as np

@@ -3,7 +3,6 @@
 import copy
 import gc
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import Scale
 from sabotage import changed, excited, joined, randomised, times
+from snippets import block_with
 from strategies import in_layout, layouts, normal, rngs, shapes
 
 import scratchnet as sn
@@ -775,17 +775,10 @@ def test_joins_copy_nothing_and_wait_for_nothing(standin):
     assert +standin.counts == {"launch": 2}  # the sum of three
 
 
-# README -------------------------------------------------------------------------------------------------------------------
+# The guide ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_network_that_readme_shows_computes_what_it_says():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
-    (shown,) = [block for block in blocks if "sn.Concat(" in block]
-    assert len(shown.splitlines()) == 6
-    names = {"sn": sn, "rng": np.random.default_rng(0), "x": X[:, :3].astype(np.float32)}
-    exec(shown, names)  # noqa: S102 (it is ours)
-    assert names["scores"].shape == (2, 10, 6, 8)
-    network = names["network"]
-    assert network.backward(names["scores"]).shape == names["x"].shape
-    assert "(8, 10, 32, 32)" in shown and network(np.ones((8, 3, 32, 32), np.float32)).shape == (8, 10, 32, 32)
+def test_the_network_that_the_guide_shows_computes_what_it_says():
+    names = {}
+    exec(block_with("sn.Concat("), names)
+    assert names["scores"].shape == (8, 10, 32, 32) and names["dx"].shape == names["x"].shape

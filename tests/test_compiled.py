@@ -21,7 +21,7 @@ from scratchnet.fused.inference import depthwise_relu6
 from scratchnet.fused.pointwise import PointwiseStep
 from scratchnet.fused.project import ProjectStep
 from scratchnet.kernels import compiled
-from scratchnet.layers.activation import RELU6
+from scratchnet.layers.activation import RELU, RELU6
 from scratchnet.layers.conv import DEPTHWISE, GROUPED, POINTWISE
 from scratchnet.layers.norm import BATCH_NORM, FROZEN_BATCH_NORM
 from scratchnet.layers.pool import GLOBAL_AVG_POOL2D
@@ -64,6 +64,8 @@ class Call:
             self.facts = {"window": window(stride)}
         if name in DENSE:
             self.facts = {"groups": 1, "terms": stem[0].size}
+        if name == "shifted":  # as with more terms than strips take
+            self.facts = {"groups": 1, "terms": 99, "window": ((3, 2), (1, 1), (2, 1), (2, 1))}
         self.plain, self.args = {
             "depthwise": (DEPTHWISE, (x, weight, *geometry)),
             "depthwise_norm_relu6": (DepthwiseStep.plain, (x, weight, gamma, beta, 1e-5, *geometry)),
@@ -79,9 +81,11 @@ class Call:
             "block": (BlockStep.plain, (x, *block, *geometry)),
             "block with shortcut": (BlockStep.plain, (x, *block, *geometry, shortcut)),
             "grouped": (GROUPED, (x, stem, *odd, 1)),
+            "shifted": (GROUPED, (x, stem, (1, 1), (2, 1), (2, 1), 1)),
             "dense_norm_relu6": (DenseStep.plain, (x, stem, gamma, beta, 1e-5, *odd)),
             "batch_norm": (BATCH_NORM, (as_images(x), gamma, beta, 1e-5)),
             "frozen_batch_norm": (FROZEN_BATCH_NORM, (as_images(x), gamma, beta, mean, gamma, 1e-5)),
+            "relu": (RELU, (as_images(x),)),
             "relu6": (RELU6, (as_images(3 * x),)),
             "global_avg_pool2d": (GLOBAL_AVG_POOL2D, (as_images(x),)),
         }[name]
@@ -112,9 +116,9 @@ def each_array(args, change):
     )
 
 
-PAIRS = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "batch_norm", "frozen_batch_norm", "relu6",
+PAIRS = ("depthwise", "depthwise_norm_relu6", "depthwise_relu6", "batch_norm", "frozen_batch_norm", "relu", "relu6",
          "global_avg_pool2d", "pointwise", "conv_norm_relu6", "project", "project with shortcut", "front", "block",
-         "block with shortcut", "grouped", "dense_norm_relu6")  # fmt: skip
+         "block with shortcut", "shifted", "grouped", "dense_norm_relu6")  # fmt: skip
 DENSE = PAIRS[-2:]
 STRIDED = ("depthwise", "pointwise", "front", "block", *DENSE)
 CALLS = [(name, stride) for name in PAIRS for stride in ((1, 2) if name.startswith(STRIDED) else (1,))]
@@ -130,7 +134,7 @@ def worst(got, want):
 def test_every_compiled_pair_is_tested_here():
     made = {row for row, versions in kernels.TABLE.items() if any(v.version == "compiled" for v in versions)}
     updates = {"sgd_updates", "adam_updates", "rmsprop_updates"}
-    tested = {*PAIRS, *updates, "take_batch"} - {"project with shortcut", "block with shortcut"}
+    tested = {*PAIRS, *updates, "take_batch"} - {"project with shortcut", "block with shortcut", "shifted"}
     assert made == (tested if compiled.PRESENT else set())
 
 

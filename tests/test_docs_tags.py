@@ -8,62 +8,31 @@ A tag is (NAME.number). The rule, for every file of the library:
 3. A tag anywhere else (another docstring or comment, a kernel, another file) only points to an equation: it must exist.
 """
 
-import ast
-import io
-import re
-import tokenize
 from pathlib import Path
 
 import pytest
+from tags import TAG, computed, derived, owners_of, tags
 
 import scratchnet
 
 ROOT = Path(scratchnet.__file__).parent
-TAG = re.compile(r"\(([A-Z][A-Z0-9]*)\.(\d+)\)")
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if TAG.search(path.read_text(encoding="utf-8"))]
-
-
-def tags(text):
-    return [(name, int(number)) for name, number in TAG.findall(text)]
-
-
-def derived(source):
-    """The tags of the module docstring, in order, each once."""
-    return [] if source.startswith("//") else list(dict.fromkeys(tags(ast.get_docstring(ast.parse(source)) or "")))
-
-
-def computed(source):
-    """The tags in comments on lines of code; a comment on a line of its own does not count."""
-    on_line = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT and source.splitlines()[token.start[0] - 1][: token.start[1]].strip():
-            on_line.setdefault(token.start[0], []).extend(tags(token.string))
-    return [tag for line in on_line.values() for tag in line]
 
 
 def check(source, owners):
     """What is wrong with a file, as sentences. `owners`: NAME -> file that derives it."""
     wrong = []
+    on_lines = {tag for tag, _ in computed(source)}
     own = [tag for tag in derived(source) if owners.get(tag[0]) == source]
     for name in dict.fromkeys(name for name, _ in own):
         numbers = [number for n, number in own if n == name]
         if numbers != list(range(1, len(numbers) + 1)):
             wrong.append(f"{name} is derived in the order {numbers}")
-    wrong += [f"({n}.{k}) is derived and on no line of code" for n, k in own if (n, k) not in computed(source)]
+    wrong += [f"({n}.{k}) is derived and on no line of code" for n, k in own if (n, k) not in on_lines]
     for n, k in dict.fromkeys(tags(source)):
         if n not in owners or (n, k) not in derived(owners[n]):
             wrong.append(f"({n}.{k}) is nowhere derived")
     return wrong
-
-
-def owners_of(sources):
-    """NAME -> the source whose module docstring has (NAME.1)."""
-    owners = {}
-    for source in sources:
-        for name, number in derived(source):
-            if number == 1 and owners.setdefault(name, source) != source:
-                raise AssertionError(f"two files derive ({name}.1)")
-    return owners
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

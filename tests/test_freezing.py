@@ -1,8 +1,6 @@
 """Freezing: what is frozen gets no gradient and costs none, the others get theirs, and backward ends at the last one."""
 
-import re
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from hostmodule import has_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Scale, picture, tree
+from snippets import block_with
 from strategies import in_layout, normal
 
 import scratchnet as sn
@@ -262,11 +261,9 @@ def test_what_is_computed_as_one_gives_way_to_layers_where_a_convolution_in_it_i
     assert kinds() == fused, "no backward comes by"
 
 
-def test_what_readme_shows_runs_and_changes_what_it_says():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    (block,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "requires_grad_" in code]
+def test_what_the_guide_shows_runs_and_changes_what_it_says():
     said = {}
-    exec(block.replace("0.5, rng", "0.1, rng"), said)
+    exec(block_with("requires_grad_").replace("0.5, rng", "0.1, rng"), said)
     model, fresh = said["model"], MobileNetV2(10, 0.1, rng=np.random.default_rng(0))
     for (name, value), start in zip(model.state_dict().items(), fresh.state_dict().values(), strict=True):
         part = name.split(".")

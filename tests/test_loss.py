@@ -224,9 +224,17 @@ BAD_LABELS = [
     (np.array([True, False, True, False]), TypeError, r"labels must be integers in \[0, 3\), got bool"),
     (np.array([0, 1, 3, 0]), ValueError, r"labels must be in \[0, 3\), got 0 to 3"),
     (np.array([0, 1, -1, 2]), ValueError, r"labels must be in \[0, 3\), got -1 to 2"),
-    (np.array([0, 1, 2]), ValueError, r"expected labels of shape \(4,\), got \(3,\)"),
-    (np.array([[0], [1], [2], [0]]), ValueError, r"expected labels of shape \(4,\), got \(4, 1\)"),
-    (np.eye(4, 3, dtype=np.int64), ValueError, r"expected labels of shape \(4,\), got \(4, 3\)"),
+    (np.array([0, 1, 2]), ValueError, r"expected labels of shape \(4,\) for logits of shape \(4, 3\), got \(3,\)"),
+    (
+        np.array([[0], [1], [2], [0]]),
+        ValueError,
+        r"expected labels of shape \(4,\) for logits .*\(4, 3\), got \(4, 1\)",
+    ),
+    (
+        np.eye(4, 3, dtype=np.int64),
+        ValueError,
+        r"expected labels of shape \(4,\) for logits .*\(4, 3\), got \(4, 3\)",
+    ),
     ([0, 1, 2, 0], TypeError, "expected labels as an array of 4 integers, got list"),
     (None, TypeError, "expected labels as an array of 4 integers, got NoneType"),
 ]
@@ -238,12 +246,49 @@ def test_bad_labels_are_named(bad, error, message):
         sn.CrossEntropyLoss()(LOGITS, bad)
 
 
+# Pixels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (2, 3, 4), (2, 3, 2, 1, 3)])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighs", [False, True])
+@given(rng=rngs(), layout=layouts(), smoothing=SMOOTHING)
+def test_a_pixel_is_a_picture_of_its_own(shape, reduction, weighs, rng, layout, smoothing):
+    n, classes, *pixels = shape
+    logits, right = in_layout(3 * normal(rng, shape), layout), rng.integers(0, classes, (n, *pixels))
+    options = {"weight": rng.uniform(0.5, 2, classes), "ignore_index": right.flat[0]} if weighs else {}
+    if weighs:
+        right.flat[-1] = (right.flat[0] + 1) % classes  # not all are left out
+    criterion = sn.CrossEntropyLoss(smoothing, reduction=reduction, **options)
+    loss, dlogits = criterion(logits, right), criterion.backward()
+    apart = np.moveaxis(logits, 1, -1).reshape(-1, classes)
+    want, dwant = criterion(apart, right.reshape(-1)), criterion.backward()
+    close(loss, want)
+    close(np.moveaxis(dlogits, 1, -1).reshape(-1, classes), dwant)
+
+
+def test_the_gradient_of_pixels_is_checked_too():
+    rng = np.random.default_rng(0)
+    logits, right = normal(rng, (3, 4, 2, 5)), rng.integers(0, 4, (3, 2, 5))
+    criterion = sn.CrossEntropyLoss(0.1, ignore_index=2)
+
+    def forward(z):
+        loss = criterion(z, right)
+        return loss, criterion
+
+    assert sn.gradcheck((forward, lambda dloss, criterion: criterion.backward(dloss)), logits).worst < 1e-13
+
+
 BAD_LOGITS = [
-    (np.ones((4, 3, 1, 1)), ValueError, r"expected x of shape \(N, K\), got x of shape \(4, 3, 1, 1\)"),
-    (np.ones(4), ValueError, r"expected x of shape \(N, K\), got x of shape \(4,\)"),
+    (
+        np.ones((4, 3, 1, 1)),
+        ValueError,
+        r"expected labels of shape \(4, 1, 1\) for logits of shape \(4, 3, 1, 1\), got \(4,\)",
+    ),
+    (np.ones(4), ValueError, r"expected x of shape \(N, C, …\), got x of shape \(4,\)"),
     (np.ones((0, 3)), ValueError, r"x of shape \(0, 3\) is empty"),
     (np.ones((4, 3), np.int64), TypeError, "expected floating-point x, got int64"),
-    ([[1.0, 2, 3]] * 4, TypeError, r"expected a NumPy or CuPy array \(N, K\), got list"),
+    ([[1.0, 2, 3]] * 4, TypeError, r"expected a NumPy or CuPy array \(N, C, …\), got list"),
 ]
 
 

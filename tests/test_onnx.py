@@ -1,10 +1,8 @@
 """ONNX files: what is written is what onnxruntime computes, and what is read is what the official node tests say."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
+from snippets import block_with
 from strategies import normal
 
 import scratchnet as sn
@@ -315,15 +313,12 @@ def test_the_command(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err and not (tmp_path / "other.onnx").exists()
 
 
-def test_readmes_lines_run(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnx.export(" in block)
+def test_the_guides_lines_compute_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model, x = MobileNetV2(10, 0.1), normal(np.random.default_rng(0), (2, 3, 32, 32)).astype(np.float32)
-    model(x)
-    names = {"sn": sn, "model": model, "x": x}
-    exec(code, names)
-    want = model.eval()(x)
+    names = {}
+    exec(block_with("onnx.export("), names)
+    x = names["x"]
+    want = names["model"].eval()(x)
     for y, rtol in ((names["same"](x), 1e-5), (by_onnxruntime("net.onnx", x), 1e-5), (names["whole"](x), 0.3)):
         assert np.abs(y - want).max() <= rtol * np.abs(want).max()
     assert by_onnxruntime("net8.onnx", x).shape == (2, 10)

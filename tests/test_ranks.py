@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hostmodule import has_compiler
+from snippets import block_with
 
 import scratchnet as sn
 from scratchnet.parallel import ranks, world
@@ -238,14 +239,10 @@ def test_a_suspended_run_accuses_nobody(monkeypatch):
 
 
 @over_mpi
-def test_the_loop_that_readme_shows_trains_the_same_network_on_two_ranks_as_on_one(tmp_path):
-    text = (HERE.parent / "README.md").read_text()
-    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
-    (loop,) = [block for block in blocks if "ranks.start()" in block]
-    assert len(loop.splitlines()) == 10
+def test_the_loop_that_the_guide_shows_trains_the_same_network_on_two_ranks_as_on_one(tmp_path):
     script = tmp_path / "train.py"
-    saved = "np.savez(sys.argv[1] + str(ranks.rank), **model.state_dict())"
-    code = "\n".join(["import sys", *blocks[:2], loop, saved])
+    saved = "np.savez(sys.argv[1] + str(sn.ranks.rank), **model.state_dict())"
+    code = "\n".join(["import sys", block_with("ranks.start()"), saved])
     script.write_text(code.replace("float32", "float64").replace("width_mult=0.5", "width_mult=0.1, dtype=np.float64"))
     command, environment = [sys.executable, str(script)], os.environ | {"PYTHONPATH": str(HERE.parent)}
     for name, start in (("one", []), ("two", [mpiexec(), "-n", "2"])):

@@ -1,14 +1,13 @@
 """ResNets and U-Net: equal to PyTorch, logits, loss, gradients and running statistics; names and files; the program."""
 
 import json
-import re
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from device import on_a_few_shapes, on_the_host
 from hostmodule import has_compiler
+from snippets import block_with
 from strategies import normal
 
 import scratchnet as sn
@@ -22,56 +21,6 @@ from scratchnet.training.recorded import RecordedStep
 from scratchnet.training.step import train_step
 
 # PyTorch's -----------------------------------------------------------------------------------------------------------
-
-
-def torch_resnet(torch, shape, classes, width):
-    """The same written in PyTorch, with torchvision's names."""
-    nn = torch.nn
-
-    class Block(nn.Module):
-        def __init__(self, channels, inner, stride):
-            super().__init__()
-            out = inner * (4 if shape.bottleneck else 1)
-            convs = [(channels, inner, 1, 1, 0), (inner, inner, 3, stride, 1), (inner, out, 1, 1, 0)]
-            if not shape.bottleneck:
-                convs = [(channels, inner, 3, stride, 1), (inner, inner, 3, 1, 1)]
-            self.count = len(convs)
-            for k, sizes in enumerate(convs, 1):
-                setattr(self, f"conv{k}", nn.Conv2d(*sizes, bias=False))
-                setattr(self, f"bn{k}", nn.BatchNorm2d(sizes[1]))
-            self.downsample = None
-            if stride != 1 or channels != out:
-                self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-        def forward(self, x):
-            y = x
-            for k in range(1, self.count + 1):
-                y = getattr(self, f"bn{k}")(getattr(self, f"conv{k}")(y))
-                y = torch.relu(y) if k < self.count else y
-            return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            channels = round(shape.channels * width)
-            stem = (7, 2, 3) if shape.large else (3, 1, 1)
-            self.conv1, self.bn1 = nn.Conv2d(3, channels, *stem, bias=False), nn.BatchNorm2d(channels)
-            for stage, count in enumerate(shape.blocks):
-                inner, blocks = round(shape.channels * 2**stage * width), []
-                for k in range(count):
-                    blocks.append(Block(channels, inner, 2 if stage and not k else 1))
-                    channels = inner * (4 if shape.bottleneck else 1)
-                setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-            self.fc = nn.Linear(channels, classes)
-
-        def forward(self, x):
-            x = torch.relu(self.bn1(self.conv1(x)))
-            x = nn.functional.max_pool2d(x, 3, 2, 1) if shape.large else x
-            for stage in range(len(shape.blocks)):
-                x = getattr(self, f"layer{stage + 1}")(x)
-            return self.fc(x.mean(dim=(2, 3)))
-
-    return Net().double()
 
 
 def torch_unet(torch, ins, outs, channels, levels):
@@ -143,8 +92,10 @@ def held_to_torch(torch, ours, theirs, shape):
 )
 def test_a_resnet_is_pytorchs(depth, width, side):
     torch = pytest.importorskip("torch")
+    from benchmarks.torch_resnet import TorchResNet
+
     ours = ResNet(depth, 7, width, dtype=np.float64, rng=np.random.default_rng(0))
-    held_to_torch(torch, ours, torch_resnet(torch, resnet.DEPTHS[depth], 7, width), (3, 3, side, side + 2))
+    held_to_torch(torch, ours, TorchResNet(resnet.DEPTHS[depth], 7, width).double(), (3, 3, side, side + 2))
 
 
 def test_a_unet_is_pytorchs():
@@ -318,12 +269,10 @@ def test_a_unet_learns_where_a_square_is():
     assert ((network.eval()(x) > 0) == target).mean() > 0.97  # to say "nowhere" is right at 0.86 of the pixels
 
 
-def test_readmes_lines_on_networks_run():
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "UNet(" in block)
-    names = {"sn": sn, "np": np, "rng": np.random.default_rng(0)}
-    exec(code, names)
-    assert names["logits"].shape == (8, 10) and names["masks"].shape == (8, 1, 32, 32)
+def test_the_networks_that_the_guide_shows_have_the_shapes_that_it_says():
+    names = {}
+    exec(block_with("UNet("), names)
+    assert names["logits"].shape == names["deeper"].shape == (8, 10) and names["masks"].shape == (8, 1, 32, 32)
 
 
 # The program -----------------------------------------------------------------------------------------------------------

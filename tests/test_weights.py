@@ -6,11 +6,11 @@ import re
 import struct
 import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import few_pictures, run
+from snippets import block_with
 
 import scratchnet as sn
 from models import MobileNetV2
@@ -237,12 +237,10 @@ def test_a_header_is_checked_before_anything_is_made(case, tmp_path):
             MobileNetV2.from_checkpoint(path)
 
 
-def test_readmes_lines_run(tmp_path, monkeypatch):
-    text = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "sn.save(" in block)
+def test_what_the_guide_saves_comes_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"sn": sn, "MobileNetV2": MobileNetV2, "model": MobileNetV2(10, 0.1)}
-    exec(code, names)
+    names = {}
+    exec(block_with("sn.save("), names)
     assert content(names["again"].state_dict()) == content(names["model"].state_dict())
     assert os.listdir() == ["network.npz"] and not names["again"].training
 

@@ -94,8 +94,16 @@ def _one_group(groups, **_):
     return groups == 1
 
 
-def _few_terms(groups, terms=65):
+def _few_terms(groups, terms=65, **_):
     return groups == 1 and terms <= 64
+
+
+def _some_terms(groups, terms=321, **_):
+    return groups == 1 and terms <= 320
+
+
+def _shifts(groups, terms=4096, window=None):
+    return groups == 1 and terms < 4096 and window is not None and window[1] == (1, 1)
 
 
 def _3x3(window=None, filters=1):
@@ -107,12 +115,14 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "batch_norm":           (_loops("norm"),            _numpy(cpu.norm),                   _cuda(cuda.norm)),
     "frozen_batch_norm":    (_loops("norm"),                                                _cuda(cuda.norm)),
     "track_all":            (                                                               _cuda(cuda.many, REAL),),
+    "relu":                 (_loops("activation"),      _numpy(cpu.activation)),
     "relu6":                (_loops("activation"),      _numpy(cpu.activation),             _cuda(cuda.activation)),
     "add":                  (                           _numpy(cpu.activation),             _cuda(cuda.activation)),
     "pointwise":            (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise":            (_loops("depthwise", _3x3), _numpy(cpu.depthwise, _one_filter),
                              _cuda(cuda.depthwise, takes=_one_filter)),
-    "grouped":              (_products("dense", _few_terms), _numpy(cpu.dense, _one_group), _cuda(cuda.dense)),
+    "grouped":              (_products("dense", _few_terms), _products("shifts", _shifts),
+                             _products("dense", _some_terms), _numpy(cpu.dense, _one_group), _cuda(cuda.dense)),
     "global_avg_pool2d":    (_loops("activation"),      _numpy(cpu.pool),                   _cuda(cuda.pool)),
     "linear":               (                                                      _cuda(cuda.dense, dtypes=REAL),),
     "cross_entropy":        (                                                               _cuda(cuda.loss),),

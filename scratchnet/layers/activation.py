@@ -7,7 +7,7 @@ Sources: Nair and Hinton 2010; Krizhevsky 2010 and Sandler et al. 2018 (the boun
 precision can hold). At a kink every number between the slopes of the two sides is a subgradient; here it is 0 at 0 and
 at 6, PyTorch's choice. y tells where x lay between the bounds, so that only y is kept, which the next layer keeps anyway.
 
-NaN passes through both ways, so that a guard further on can see it: the mask is "not at a bound", which NaN never is.
+NaN passes through both ways, so that a guard further on can see it: the mask is "not at a bound", and NaN is at neither.
 The mask multiplies, so an infinite dy becomes NaN where x was held (0 · ∞): it would have stopped the run anyway.
 """
 

@@ -1,6 +1,7 @@
-"""A convolution in groups is a dense one whose weight is 0 between the groups: from one weight to the other, and back.
+"""A convolution in groups is a dense one whose weight is 0 wherever an output would read another group's input.
 
-Conv2d's path "dense" goes this way: slow, and so simple that the other paths can be held to it.
+From one weight to the other, and back. Conv2d's path "dense" takes this way: slow, and so simple that the other paths can
+be held to it.
 """
 
 from scratchnet.device import get_array_module

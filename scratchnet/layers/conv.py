@@ -2,14 +2,15 @@
 
     y[o, p, q] = bias[o] + Σ_cij weight[o, c, i, j] · x[c, p·s + i·d - pad, q·s + j·d - pad]      (CONV.1)
 
-for each picture, with stride s, dilation d, zeros outside the picture, and c over the channels of o's group. Three ways
-to compute it, by the shape of the sum ("path"); source of the first: Chellapilla et al. 2006.
+for each picture, with stride s, dilation d, zeros outside the picture, and c over the channels of o's group. A *tap* (i, j)
+is one place of the window. There are three ways ("paths") to compute the sum; which is best depends on how many terms it
+has. Source of the first: Chellapilla et al. 2006.
 
-Dense and grouped. For each tap, write down the pixels that it reads at every output position, one row a (channel, tap):
+Dense and grouped. For each tap, write down the pixels that it reads at every output position, a row a (channel, tap):
     cols[c, i, j, p, q] = x[c, p·s + i·d - pad, q·s + j·d - pad]                                  (CONV.2)
-Then (CONV.1) is one matrix product, W being the weight as an (O × C·KH·KW) matrix (one such product for each group):
+Then (CONV.1) is one matrix product, with the weight as a matrix W of O × C·KH·KW; for several groups, one product for each:
     Y = W · cols + bias                                                                         (CONV.3)
-Backward. Y is linear in each of its three parts, so with dY = ∂L/∂Y
+Backward. Y is linear in bias, in W and in cols, so with dY = ∂L/∂Y
     dbias = Σ dY over positions             since bias[o] is added to all of row o                (CONV.4)
     dW    = dY · colsᵀ                      since ∂Y[o, m]/∂W[o, k] = cols[k, m]                  (CONV.5)
     dcols = Wᵀ · dY                         since ∂Y[o, m]/∂cols[k, m] = W[o, k]                  (CONV.6)
@@ -17,11 +18,12 @@ Backward. Y is linear in each of its three parts, so with dY = ∂L/∂Y
 
 Pointwise (1×1, one group, no padding): cols is x itself, or its every s-th pixel.
 
-Depthwise (as many groups as channels): the sum over c has one term and a matrix product nothing to do. Tap by tap:
+Depthwise (as many groups as channels): the sum over c has one term, so that a matrix product would have nothing to add up.
+Tap by tap instead:
     y[outside]  += weight[i, j] · x[inside]                                                      (CONV.8)
     dweight[i, j] = Σ dy[outside] · x[inside]                                                    (CONV.9)
     dx[inside]  += weight[i, j] · dy[outside]                                                    (CONV.10)
-with the slices of `windows.taps`: outputs outside, and the pixels inside that the tap reads for them.
+with the slices of `windows.taps`: `outside` are the outputs for which the tap reads a pixel, `inside` are these pixels.
 """
 
 import numpy as np
@@ -77,14 +79,14 @@ def conv2d_backward(dy, cache, wants=(True, True)):
 
 def path_pair(kind, weight, geometry, groups, path):
     """The pair of functions that computes a path, and what they take besides x and weight."""
+    window = weight.shape[2:], *geometry
     if path == "pointwise":
         return kernels.choose(POINTWISE, kind), geometry[:1]
     if path == "depthwise":
-        window = weight.shape[2:], *geometry
         return kernels.choose(DEPTHWISE, kind, filters=len(weight) // groups, window=window), geometry
     products = 1 if path == "dense" else groups
-    terms = weight.size // len(weight) * (groups // products)  # of the block diagonal there are as many zeros more
-    return kernels.choose(GROUPED, kind, groups=products, terms=terms), (*geometry, products)
+    terms = weight.size // len(weight) * (groups // products)  # on the path "dense", zeros between the groups count too
+    return kernels.choose(GROUPED, kind, groups=products, terms=terms, window=window), (*geometry, products)
 
 
 # The paths, each on maps x (C, H, W, N), y (O, OH, OW, N). Where no dweight is wanted, x says only what shape dx has. ----

@@ -100,10 +100,11 @@ MULTIPLY = Pair(multiply_forward, multiply_backward)
 
 
 class Mark(NamedTuple):
-    """What stands in a chain where branches begin and end: x is kept; a result is kept and x comes back; all are joined.
+    """Stands in a chain where branches begin ("open": x is kept), where one ends and another begins ("turn": its result is
+    kept, and x comes back), and where the last one ends ("close": all results are joined).
 
     Attributes:
-        container: whose branches these are; its `joined_by` is the pair that joins.
+        container: the module whose branches these are; its `joined_by` is the pair that joins.
         place: "open", "turn" or "close".
         branch: the number of the branch that ends here; None at "open".
         of: how many branches there are, those without layers too, which no mark ends.

@@ -78,7 +78,7 @@ class Linear(Module):
     def backward(self, dy):
         """Return dx (N, in_features); add dweight and dbias, but for what is frozen."""
         cache, wants = self.take_cache(dy), (is_trained(self.weight), is_trained(self.bias))
-        dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache, wants)  # all versions keep the same
+        dx, dweight, dbias = self.pair(kind_of(dy)).backward(dy, cache, wants)  # any version takes any other's cache
         add_gradients((self.weight, self.bias), (dweight, dbias))
         return dx
 

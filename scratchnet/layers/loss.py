@@ -10,12 +10,12 @@ The target is the right class, smoothed by ε so that the network need not push 
 Backward. ∂ log pₖ/∂zⱼ = [k = j] - pⱼ by (CE.1), and Σₖ tₖ = 1, so
     dzⱼ = -Σₖ tₖ ([k = j] - pⱼ) / N = (pⱼ - tⱼ) / N                                          (CE.4)
 The gradient of each picture sums to 0: a shift of all logits changes nothing.
-A sum instead of the mean is both, loss and gradient, times the number of pictures of all ranks          (CE.5)
+With a sum in place of the mean, loss and gradient are N times as large, N the pictures of all ranks     (CE.5)
 
 Where classes weigh w, and pictures whose label is `ignore_index` count for nothing (cₙ = 0, else 1),
     tₖ = cₙ wₖ · ((1 - ε) · [k = label] + ε/K)                                              (WCE.1)
     loss = -Σₖ tₖ log pₖ, summed over the pictures and divided by Σₙ cₙ w[label]             (WCE.2)
-which is PyTorch's mean. The sum of t is no longer 1, so of ∂ log pₖ/∂zⱼ = [k = j] - pⱼ is left
+which is PyTorch's mean. The sum of t is no longer 1, and ∂ log pₖ/∂zⱼ = [k = j] - pⱼ now gives
     dzⱼ = (pⱼ · Σₖ tₖ - tⱼ) / Σₙ cₙ w[label]                                                 (WCE.3)
 Sources: Goodfellow et al. 2016, §6.2.2.3; label smoothing: Szegedy et al. 2016, §7.
 """
@@ -100,6 +100,8 @@ def weighted_cross_entropy_backward(dloss, cache):
 class CrossEntropyLoss(Loss):
     """`loss = criterion(logits, labels)`, then `dlogits = criterion.backward()`. Mean over the batch.
 
+    Logits may have pixels, (N, K, H, W) or any other axes behind K, with labels (N, H, W): each is a picture of its own.
+
     Args:
         label_smoothing: ε in [0, 1].
         weight: of each class, an array (K,); kept as a buffer, and moves with `to`. The mean is
@@ -108,8 +110,8 @@ class CrossEntropyLoss(Loss):
         reduction: "mean" or "sum", over all ranks' pictures.
 
     Raises:
-        ValueError: label_smoothing outside [0, 1], logits that are not (N, K), labels that are not (N,) or not in [0, K);
-            another reduction, a weight that is not (K,); every picture is left out (unasked on a GPU).
+        ValueError: label_smoothing outside [0, 1], logits that are not (N, K, …), labels that are not (N, …) or not in
+            [0, K); another reduction, a weight that is not (K,); every picture is left out (unasked on a GPU).
         TypeError: labels that are no integers; a weight that is no floating-point array.
     """
 
@@ -126,31 +128,35 @@ class CrossEntropyLoss(Loss):
         self.buffers = () if weight is None else ("weight",)
 
     def forward(self, logits, labels):  # type: ignore[override]
-        """Compute the loss of logits (N, K) and labels (N,): a 0-d array of the logits' dtype."""
-        self.require(logits, "N", "K")
-        self._require_labels(labels, *logits.shape)
+        """Compute the loss of logits (N, K, …) and labels (N, …): a 0-d array of the logits' dtype."""
+        self.require(logits)
+        self._require_labels(labels, logits.shape)
         if device_of(labels) != device_of(logits):
             raise TypeError(
                 f"CrossEntropyLoss: labels are on {device_of(labels)} and logits on {device_of(logits)}: "
                 f"move the labels with sn.to_device(labels, {device_of(logits)!r})"
             )
-        if self.weight is not None or self.ignore_index is not None:
-            return self._weighted(logits, labels)
-        forward, backward, _ = self.pair(kind_of(logits))
-        loss, cache = forward(logits, labels, self.label_smoothing)
-        if self.reduction == "sum":
-            return self._summed(loss, backward, cache, ranks.place(len(logits))[1])
-        self.save_cache((backward, cache), loss)
+        x = logits
+        if x.ndim > 2:  # (N, K, H, W) -> (H·W·N, K): pixels, as they lie in memory
+            logits, labels = as_images(as_matrix(x)), as_matrix(labels[:, None])[0]
+        plain = self.weight is None and self.ignore_index is None
+        loss, backward, cache = (self._alike if plain else self._weighted)(logits, labels)
+        back = backward if x.ndim == 2 else lambda dloss, cache: as_images(as_matrix(backward(dloss, cache)), x)
+        self.save_cache((back, cache), loss)
         return loss
 
     def pair(self, kind):
         """(CE.1) to (CE.4)."""
         return kernels.choose(kernels.Pair(cross_entropy_forward, cross_entropy_backward), kind)
 
-    def _summed(self, loss, backward, cache, count):
-        loss = loss * count  # (CE.5)
-        self.save_cache(((lambda dloss, cache: backward(dloss * count, cache)), cache), loss)
-        return loss
+    def _alike(self, logits, labels):
+        """The loss, its backward and the cache, where all classes weigh the same."""
+        forward, backward, _ = self.pair(kind_of(logits))
+        loss, cache = forward(logits, labels, self.label_smoothing)
+        if self.reduction == "mean":
+            return loss, backward, cache
+        count = ranks.place(len(logits))[1]
+        return loss * count, (lambda dloss, cache: backward(dloss * count, cache)), cache  # (CE.5)
 
     def _weighted(self, logits, labels):
         weight = self.weight
@@ -161,18 +167,21 @@ class CrossEntropyLoss(Loss):
         self.require_here("weight is", weight, logits)
         options = self.label_smoothing, weight, self.ignore_index, self.reduction
         loss, cache = weighted_cross_entropy_forward(logits, labels, *options)
-        self.save_cache((weighted_cross_entropy_backward, cache), loss)
-        return loss
+        return loss, weighted_cross_entropy_backward, cache
 
-    def _require_labels(self, labels, n, classes):
+    def _require_labels(self, labels, shape):
+        (n, classes, *pixels) = shape
         if not is_array(labels):
+            many = " × ".join(map(str, (n, *pixels)))
             raise TypeError(
-                f"CrossEntropyLoss: expected labels as an array of {n} integers, got {type(labels).__name__}"
+                f"CrossEntropyLoss: expected labels as an array of {many} integers, got {type(labels).__name__}"
             )
         if labels.dtype.kind not in "iu":
             raise TypeError(f"CrossEntropyLoss: labels must be integers in [0, {classes}), got {labels.dtype}")
-        if labels.shape != (n,):
-            raise ValueError(f"CrossEntropyLoss: expected labels of shape ({n},), got {labels.shape}")
+        if labels.shape != (n, *pixels):
+            raise ValueError(
+                f"CrossEntropyLoss: expected labels of shape {(n, *pixels)} for logits of shape {shape}, got {labels.shape}"
+            )
         if device_of(labels) == "cpu":  # on a GPU this would wait
             counted = labels if self.ignore_index is None else labels[labels != self.ignore_index]
             if counted.size and not 0 <= counted.min() <= counted.max() < classes:

@@ -18,6 +18,7 @@ Backward, from dy = ∂L/∂y, walking up from (BN.4)
         ∂x̂ⱼ/∂xᵢ = s · ( [i = j]  -  1/M  -  x̂ᵢ x̂ⱼ / M )
     and summing dyⱼ · weight · ∂x̂ⱼ/∂xᵢ over j leaves the two sums that (BN.5) and (BN.6) already hold:
     dx = weight · s · ( dy - dbias/M - x̂ · dweight/M )                            (BN.7)
+    So dy loses its mean and its part along x̂: shifting or stretching x changes no y (but for eps), so L has no slope there.
 
 With frozen statistics (eval mode) m and v are constants and only the first way is left:
     dx = weight · s · dy                                                          (BN.8)

@@ -1,4 +1,4 @@
-"""ReLU6 and global average pooling, compiled (layers/activation.py, layers/pool.py): one pass each."""
+"""ReLU, ReLU6 and global average pooling, compiled (layers/activation.py, layers/pool.py): one pass each."""
 
 from scratchnet.array import as_images, as_maps, as_matrix
 from scratchnet.kernels.compiled.jit import ONE, SIX, ZERO, bare, everywhere, jit, take
@@ -8,20 +8,38 @@ from scratchnet.kernels.cpu.buffers import empty
 COST = 10  # of a number, in multiply-adds (`jit.everywhere`)
 
 
+def relu_forward(x):
+    """One pass."""
+    return _rectify(_rise, x)
+
+
+def relu_backward(dy, cache):
+    """One pass."""
+    return _hold(_mask_low, dy, cache)
+
+
 def relu6_forward(x):
     """One pass."""
-    rows = as_matrix(x)
-    y = empty(rows.shape, rows.dtype)
-    everywhere(_clip, len(rows), rows.size * COST, rows, y)
-    y = as_images(y, x)
-    return y, y
+    return _rectify(_clip, x)
 
 
 def relu6_backward(dy, cache):
     """One pass."""
+    return _hold(_mask, dy, cache)
+
+
+def _rectify(loop, x):
+    rows = as_matrix(x)
+    y = empty(rows.shape, rows.dtype)
+    everywhere(loop, len(rows), rows.size * COST, rows, y)
+    y = as_images(y, x)
+    return y, y
+
+
+def _hold(loop, dy, cache):
     grad, y = as_matrix(dy), as_matrix(cache)
     dx = empty(grad.shape, grad.dtype)
-    everywhere(_mask, len(grad), grad.size * COST, grad, y, dx)
+    everywhere(loop, len(grad), grad.size * COST, grad, y, dx)
     return as_images(dx, dy)
 
 
@@ -43,6 +61,28 @@ def global_avg_pool2d_backward(dy, cache):
     share = grad / dtype.type(pixels.shape[1])
     everywhere(_fill, len(pixels), pixels.size * COST, share, pixels)
     return as_images(dx)
+
+
+@jit
+def _rise(counter, x, y):
+    x, y = bare(x), bare(y)
+    c = take(counter)
+    while c < len(x):
+        row, out = x[c], y[c]
+        for i in range(row.size):
+            out[i] = max(row[i], ZERO)  # (RELU.1)
+        c = take(counter)
+
+
+@jit
+def _mask_low(counter, dy, y, dx):
+    dy, y, dx = bare(dy), bare(y), bare(dx)
+    c = take(counter)
+    while c < len(dx):
+        grad, row, out = dy[c], y[c], dx[c]
+        for i in range(row.size):
+            out[i] = grad[i] * (ZERO if row[i] <= ZERO else ONE)  # (RELU.2)
+        c = take(counter)
 
 
 @jit

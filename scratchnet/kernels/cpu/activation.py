@@ -1,4 +1,4 @@
-"""ReLU6, sums and bounds on the CPU (layers/activation.py, layers/join.py, fused/inference.py)."""
+"""ReLU, ReLU6, sums and bounds on the CPU (layers/activation.py, layers/join.py, fused/inference.py)."""
 
 import numpy as np
 
@@ -8,13 +8,27 @@ from scratchnet.parallel.cuts import PASS, shares, slabs
 from scratchnet.parallel.threads import parallel
 
 
+def relu_forward(x):
+    """One pass."""
+    return _clipped(x, None)  # (RELU.1)
+
+
+def relu_backward(dy, cache):
+    """Three passes, two of them over bytes."""
+    grad, y = as_matrix(dy), as_matrix(cache)
+    dx = empty(grad.shape, grad.dtype)
+
+    def share(c):
+        low = np.less_equal(y[c], 0, out=empty(y[c].shape, bool))
+        np.multiply(grad[c], np.logical_not(low, out=low), out=dx[c])  # (RELU.2)
+
+    parallel(share, slabs(grad, 3))
+    return as_images(dx, dy)
+
+
 def relu6_forward(x):
     """One pass."""
-    rows = as_matrix(x)
-    y = empty(rows.shape, rows.dtype)
-    parallel(lambda c: np.clip(rows[c], 0, 6, out=y[c]), slabs(rows, 2))  # (RELU6.1)
-    y = as_images(y, x)
-    return y, y
+    return _clipped(x, 6)  # (RELU6.1)
 
 
 def relu6_backward(dy, cache):
@@ -23,6 +37,14 @@ def relu6_backward(dy, cache):
     dx = empty(grad.shape, grad.dtype)
     parallel(lambda c: masked(grad[c], y[c], dx[c]), slabs(grad, 4))  # (RELU6.2)
     return as_images(dx, dy)
+
+
+def _clipped(x, high):
+    rows = as_matrix(x)
+    y = empty(rows.shape, rows.dtype)
+    parallel(lambda c: np.clip(rows[c], 0, high, out=y[c]), slabs(rows, 2))
+    y = as_images(y, x)
+    return y, y
 
 
 def masked(grad, y, out=None):
