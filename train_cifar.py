@@ -22,6 +22,7 @@ from scratchnet.program.data import FED, completed, load_data, require_classes, 
 from scratchnet.program.ending import fail
 from scratchnet.program.flags import flags_of, parse
 from scratchnet.program.folder import run_folder
+from scratchnet.program.following import following
 from scratchnet.program.memory import bytes_per_picture, make_fitting, out_of_memory, room, too_large
 from scratchnet.program.parser import UsageError
 from scratchnet.program.rank import take_terminal
@@ -35,6 +36,7 @@ from scratchnet.program.setup import (
     set_ranks,
     set_threads,
 )
+from scratchnet.program.watch import watching
 from scratchnet.training.atomic import write_json
 from scratchnet.training.checkpoint import CheckpointError, load
 from scratchnet.training.evaluation import evaluate
@@ -75,12 +77,13 @@ def run(arguments, console):
     data, test, source = load_data(args, console)
     set_normalisation(args, data)
     parts = make_parts(args, data, device, make_model)
-    with run_folder(args.out, keep=args.resume) as folder:  # only now, as nothing is wrong with the command
+    # only now, as nothing is wrong with the command
+    with watching(args.watch) as watch, run_folder(args.out, keep=args.resume) as folder:
         if folder:
             console.log_to(folder.path / "log.txt")
         if folder and folder.moved:
             console.say(f"the earlier run in {args.out} was moved to {folder.moved}")
-        return train(folder, args, parts, data, test, source, console)
+        return train(folder, args, parts, data, test, source, watch, console)
 
 
 def start_as_rank():
@@ -93,7 +96,7 @@ def start_as_rank():
         ) from None
 
 
-def train(folder, args, parts, data, test, source, console):
+def train(folder, args, parts, data, test, source, watch, console):
     """Train, then test the best checkpoint, once. Files are the first rank's affair: the others have no folder."""
     trainer = Trainer(**parts, out=args.out, console=console)
     check = trainer.record.check_folder = folder and folder.check
@@ -112,15 +115,18 @@ def train(folder, args, parts, data, test, source, console):
     say_header(trainer, args, data, test, source)
     console.expect(args.epochs * len(trainer.train) - trainer.steps_done)
     before = room()
-    try:
-        trainer.run()
-    except MemoryError as error:
-        needs = bytes_per_picture(trainer.model, (3, args.image_size, args.image_size))
-        raise MemoryError(out_of_memory(error, args.batch_size, needs, before)) from None
-    arrays, header = trainer.best_state()
-    best = trainer.record.best["epoch"]
-    trainer.model.load_state_dict(weights_of(arrays))
-    result = evaluate_test(trainer.model, trainer.forward, args, test, trainer.device, console)
+    with following(args, trainer, watch, console) as followers:
+        try:
+            trainer.run()
+        except MemoryError as error:
+            needs = bytes_per_picture(trainer.model, (3, args.image_size, args.image_size))
+            raise MemoryError(out_of_memory(error, args.batch_size, needs, before)) from None
+        arrays, header = trainer.best_state()
+        best = trainer.record.best["epoch"]
+        trainer.model.load_state_dict(weights_of(arrays))
+        result = evaluate_test(trainer.model, trainer.forward, args, test, trainer.device, console)
+        for follower in followers:
+            follower.tested(trainer.steps_done, result)
 
     def close_folder():
         write_result(args, test, result, header, best, trainer.config, check)

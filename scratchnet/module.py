@@ -11,6 +11,7 @@ The contract of every layer:
     makes float32 of bfloat16).
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -69,6 +70,16 @@ class Module(OneShotCache):
     def factors(self):
         """The weights that are multiplied with activations as matrices, which rounds them where those are in bfloat16."""
         return ()
+
+    def work(self, inside, outside):
+        """Multiplications, each with its addition, that forward makes of one picture.
+
+        A layer whose every number of y takes as many says so by an attribute `multiply_adds`; others make none that count.
+
+        Args:
+            inside, outside: shapes of x and y, without the batch axis.
+        """
+        return getattr(self, "multiply_adds", 0) * math.prod(outside)
 
     def facts(self):
         """What a plan depends on, beside the layer itself: its modes, and which of its parameters are frozen."""

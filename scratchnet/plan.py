@@ -245,9 +245,14 @@ def _fused(chain, kind, below):
     return 1, None
 
 
-def aligned(rows, numbers=0):
+def aligned(rows, numbers=0, gap="  "):
     """Rows of text as a table; the last `numbers` columns end at the same place, the others begin there."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pads = [str.ljust] * (len(widths) - numbers) + [str.rjust] * numbers
     cells = ((pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)) for row in rows)
-    return "\n".join("  ".join(row).rstrip() for row in cells)
+    return "\n".join(gap.join(row).rstrip() for row in cells)
+
+
+def ending(text, width):
+    """The text, or as much of its end as goes into so many columns."""
+    return text if len(text) <= width else "…" + text[len(text) - max(1, width) + 1 :]

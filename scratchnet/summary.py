@@ -10,7 +10,7 @@ import numpy as np
 
 from scratchnet import kernels
 from scratchnet.module import Module
-from scratchnet.plan import aligned, plan
+from scratchnet.plan import aligned, ending, plan
 from scratchnet.trace import Step, trace
 
 # A training step's peak over the sum of all layers' float32 outputs, by the kernels, measured for two variants, widths 0.25
@@ -48,10 +48,10 @@ class Summary:
             if step.trained < step.parameters:
                 count = f"({count})" if not step.trained else f"({count}) {step.trained:,}"
             shape, work = "×".join(map(str, step.shape_out)), f"{step.multiply_adds:,}" if step.multiply_adds else ""
-            rows.append([step.name, _ending(step.layer, KIND), shape, count, work])
+            rows.append([step.name, ending(step.layer, KIND), shape, count, work])
         rows.append(["sum", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}"])
         others = sum(max(len(row[k]) for row in rows) + 2 for k in range(1, 5))
-        lines = aligned([[_ending(name, WIDTH - others), *rest] for name, *rest in rows], numbers=2).split("\n")
+        lines = aligned([[ending(name, WIDTH - others), *rest] for name, *rest in rows], numbers=2).split("\n")
         rule = "─" * max(map(len, lines))
         frozen = self.parameters - self.trained
         foot = [
@@ -101,11 +101,6 @@ def _bytes_per_picture(model, layers, dtype):
     fused = any(len(step.layers) > 1 for step in plan(model).steps)
     share = SHARES[kernels.enabled() if fused else False]
     return share * dtype.itemsize * sum(math.prod(step.shape_out) for step in layers)
-
-
-def _ending(text, width):
-    """The text, or as much of its end as goes into so many columns."""
-    return text if len(text) <= width else "…" + text[len(text) - max(1, width) + 1 :]
 
 
 def _size(count):

@@ -21,6 +21,8 @@ Where the stride is above 1 several sizes of y lead to the same x̃, by (WIN.2).
 Sources: Zeiler et al. 2010; Dumoulin and Visin 2016, §4.
 """
 
+import math
+
 import numpy as np
 
 from scratchnet import kernels
@@ -125,6 +127,10 @@ class ConvTranspose2d(Module):
     def geometry(self):
         """Stride, padding, output padding and dilation, as the functions take them."""
         return self.stride, self.padding, self.output_padding, self.dilation
+
+    def work(self, inside, outside):
+        """Every number of x is multiplied with all weights of its channel (CONVT.1), also where y ends."""
+        return self.weight.data[0].size * math.prod(inside)
 
     def forward(self, x):
         """Compute y (N, O, OH, OW) from x (N, C, H, W)."""

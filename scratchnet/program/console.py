@@ -50,8 +50,8 @@ class Console:
         for text in early:
             self._write(text)
 
-    def say(self, text=""):
-        """One line, or several."""
+    def say(self, text="", log=True):
+        """One line, or several; without `log` they are kept in no file."""
         self._said = time.monotonic()
         if not ranks.speaks():
             return
@@ -60,7 +60,8 @@ class Console:
             sys.stdout.flush()
         except (OSError, ValueError):  # ValueError: it was closed
             self._stop_printing()
-        self._write(text)
+        if log:
+            self._write(text)
 
     def error(self, text):
         """One line, whatever is in the names that it quotes, to standard error, and to the log where there is one."""

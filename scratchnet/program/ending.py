@@ -27,7 +27,7 @@ def fail(error, console):
     Returns:
         The exit code.
     """
-    code, line, is_error = _ending(error)
+    code, line, is_error = ending_of(error)
     if code is None:
         if ranks.speaks():
             raise error
@@ -42,7 +42,7 @@ def fail(error, console):
     return code
 
 
-def _ending(error):
+def ending_of(error):
     """(exit code, what to say, whether that is an error); no code for what should not have happened."""
     if isinstance(error, NOT_TO_BE_HAD):
         return 2, str(error), True

@@ -49,6 +49,7 @@ ABOUT = {
 FREE = {
     "data", "sample", "device", "ranks", "rank_timeout", "threads", "out", "resume", "resume_with_changes",
     "record", "checkpoint_every", "eval", "predict", "flip_test", "trace", "preset",
+    "watch", "tensorboard",
 }  # fmt: skip
 # The only flags that may stand beside these two: all else is as the checkpoint says.
 BESIDE = {
@@ -174,6 +175,13 @@ def make_parser(description):
         "print what runs in a training step of the network, and how long it takes, before training",
         **switch,
     )
+    add(
+        "--watch",
+        "serve a page that shows the run, to this machine alone, at a port of your choice or any that is free; its address "
+        "is printed",
+        nargs="?", const=0, type=whole(1, 65535), metavar="PORT",
+    )  # fmt: skip
+    add("--tensorboard", "write event files for TensorBoard too, into the folder tensorboard of --out", **switch)
     add = group("testing")
     add("--eval", "only test this checkpoint, class by class", type=path, metavar="CHECKPOINT")
     files = {"nargs": "+", "type": path, "metavar": "FILE"}

@@ -6,7 +6,8 @@ import scratchnet as sn
 from scratchnet.kernels import compiled
 from scratchnet.parallel import ranks
 from scratchnet.program.flags import network_title
-from scratchnet.trace import table, trace, trace_step
+from scratchnet.trace import trace, trace_step
+from scratchnet.trace_table import table
 from scratchnet.training.atomic import write_json
 from scratchnet.training.evaluation import confusion_lines, draw_confusion
 
@@ -17,7 +18,7 @@ def say_header(trainer, args, data, test, source):
     counts = [len(part.dataset.labels) for part in (trainer.train, trainer.validation)]
     layers = trace(trainer.model, (3, args.image_size, args.image_size))
     parameters, macs = (sum(getattr(step, what) for step in layers) for what in ("parameters", "multiply_adds"))
-    how = f"{_workers()}, kernels {trainer.config['kernels']}" if trainer.device == "cpu" else args.precision
+    how = f"{workers()}, kernels {trainer.config['kernels']}" if trainer.device == "cpu" else args.precision
     say(f"data      {data.name}, {source}")
     say(f"          {counts[0]:,} train + {counts[1]:,} validation + {len(test.labels):,} test pictures")
     padding = f" from {args.crop_padding} pixels of padding" if args.augment != "none" else ""
@@ -48,7 +49,7 @@ def _numbers(args):
     return known.get(args.normalise) or f"the training pictures' mean {mean} and deviation {std}"
 
 
-def _workers():
+def workers():
     """Who computes, and where, if that is not here alone."""
     threads, places = sn.get_num_threads(), list(dict.fromkeys(ranks.machines()))
     on_each = f"{threads} thread" + ("s" if threads > 1 else "")

@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
         return np.divide(self.confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
-def evaluate(model, criterion, batches, device="cpu", flip=False, forward=None) -> Evaluation:
+def evaluate(model, criterion, batches, device="cpu", flip=False, forward=None, seen=()) -> Evaluation:
     """Evaluate all batches in eval mode; the network and all in it are left in the modes in which they were.
 
     All ranks call it together: each sees its share of every batch, and what comes out is of all pictures, on each rank.
@@ -39,6 +39,7 @@ def evaluate(model, criterion, batches, device="cpu", flip=False, forward=None) 
         device: where the model is.
         flip: whether the logits are the mean of those for the picture and for its mirror image.
         forward: computes the logits of x instead of the model itself: its `RecordedForward`.
+        seen: functions that are given the logits and the labels of each batch, of this rank's pictures.
     """
     forward = forward or model
     modes = [(module, module.training, module.saves) for _, module in model.named_modules()]
@@ -55,6 +56,8 @@ def evaluate(model, criterion, batches, device="cpu", flip=False, forward=None) 
                     logits = 0.5 * (logits + forward(mirror(x)))
                 value = criterion(logits, labels)
             loss.add(value, len(labels))
+            for tell in seen:
+                tell(logits, labels)
             classes = logits.shape[1]
             every = get_array_module(logits).arange(classes)[:, None]
             right, said = ((every == chosen).astype("float32") for chosen in (labels, logits.argmax(axis=1)))  # (K, N)

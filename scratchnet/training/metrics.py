@@ -47,6 +47,7 @@ class Average:
     def __init__(self) -> None:
         self.sum: Any = 0.0
         self.count = 0
+        self._before = 0.0, 0  # when `recent` was last asked for
 
     def add(self, value: Any, count: int) -> None:
         """Take in the mean over `count` pictures, at least 1."""
@@ -60,6 +61,11 @@ class Average:
     def value(self) -> float:
         """The mean over all pictures so far; NaN before the first."""
         return float(self.sum) / self.count if self.count else math.nan
+
+    def recent(self) -> float:
+        """The mean over the pictures that came since this was last asked for; NaN where none did."""
+        (before, seen), self._before = self._before, (float(self.sum), self.count)
+        return (self._before[0] - before) / (self.count - seen) if self.count > seen else math.nan
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str, check: Check = None) -> bool:

@@ -57,6 +57,7 @@ class Trainer:
         average: a `WeightAverage` of the model, which is then what is validated; or None.
         checkpoint_every: steps between two checkpoints; there is one at the end of every epoch in any case.
         recorded: on a GPU, whether steps are recorded and replayed (`recorded.py`).
+        followers: `Follower`s, who are told how the run goes.
 
     Attributes:
         record: the rows so far, which epoch is the best, and the files.
@@ -66,6 +67,7 @@ class Trainer:
     def __init__(
         self, model, criterion, optimizer, schedule, train, validation,
         *, epochs, out, config, generator, console, device="cpu", average=None, checkpoint_every=None, recorded=True,
+        followers=(),
     ):  # fmt: skip
         self.model, self.criterion, self.optimizer, self.schedule = model, criterion, optimizer, schedule
         self.train, self.validation = train, validation
@@ -75,6 +77,7 @@ class Trainer:
         self._half_step = RecordedStep(model, criterion) if recorded else None
         self.forward = RecordedForward(model) if recorded else model
         self._said_why_not = False
+        self.followers = list(followers)
         self.record = Record(self.out, str(config.get("title", "")), console.say)
         self.epoch = self.batch = 0
         self._signals: list[int] = []
@@ -166,13 +169,23 @@ class Trainer:
             refresh=False,
         )
         bar.update(self.batch - bar.n)
+        if self.followers:
+            row = {
+                "step": self.steps_done, "epoch": self.steps_done / len(self.train), "lr": self.optimizer.lr,
+                "loss": self.loss.recent(), "accuracy": self.accuracy.recent(),
+                "images_per_second": self.pictures / self.seconds,
+            }  # fmt: skip
+            for follower in self.followers:
+                follower.step(row)
 
     def _close_epoch(self):
         """Validate, say the epoch's line, then write its files; resuming takes a line back that no checkpoint followed."""
         before = self._state()  # is finite: after validation one would not know what is not
         batches = self.console.follow(self.validation, "validation")
         with self.average.in_place() if self.average else nullcontext():  # the plain loss, as in the test
-            val_loss, val_acc, _ = evaluate(self.model, CrossEntropyLoss(), batches, self.device, forward=self.forward)
+            seen = [follower.predicted for follower in self.followers]
+            result = evaluate(self.model, CrossEntropyLoss(), batches, self.device, forward=self.forward, seen=seen)
+        val_loss, val_acc, _ = result
         self._require_finite(val_loss, "the validation loss")
         self.record.require_best(*before)
         row = {
@@ -193,6 +206,8 @@ class Trainer:
         arrays, header = self._state()
         self.record.save(arrays, header, is_best)
         self.record.show()
+        for follower in self.followers:
+            follower.epoch(self.steps_done, row, result)
 
     # Numbers that are not finite -------------------------------------------------------------------------------------
 
@@ -296,3 +311,5 @@ class Trainer:
         self.epoch, self.batch = header["epoch"], header["batch"]
         (self.loss.sum, self.loss.count), (self.accuracy.sum, self.accuracy.count) = header["loss"], header["accuracy"]
         self.seconds, self.pictures = header["seconds"], header["pictures"]
+        for mean in (self.loss, self.accuracy):
+            mean.recent()  # what comes after this is new

@@ -410,7 +410,10 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     @property
     def base(self):
-        return self._array.base
+        owner = self._array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        return None if owner is self._array else ndarray(owner)
 
     def __getattr__(self, name):
         if name.startswith("_") or name not in NAMES["ndarray"]:
