@@ -54,6 +54,12 @@ def test_header_says_network_and_machine(tmp_path, capsys):
         assert part in header
 
 
+@pytest.mark.parametrize(("flags", "said"), [((), True), (("--model", "resnet20", "--width", "0.25"), False)])
+def test_header_speaks_of_dropout_where_there_is_some(flags, said, tmp_path, capsys):
+    run("--out", tmp_path, "--epochs", "1", *flags)
+    assert ("label smoothing 0.1, dropout 0.2" in capsys.readouterr().out) == said
+
+
 def test_without_numba_a_line_says_what_it_would_bring(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compiled, "why_not", lambda: "Numba is not installed")
     run("--out", tmp_path, "--epochs", "1")

@@ -4,6 +4,7 @@ import numpy as np
 
 import scratchnet as sn
 from scratchnet.kernels import compiled
+from scratchnet.layers.dropout import Dropout
 from scratchnet.parallel import ranks
 from scratchnet.program.flags import network_title
 from scratchnet.trace import trace, trace_step
@@ -31,8 +32,12 @@ def say_header(trainer, args, data, test, source):
     say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
     say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")
     average = f", weights averaged with decay {args.ema:g}" if args.ema else ""
+    dropped = [
+        module.p for _, module in trainer.model.named_modules() if isinstance(module, Dropout)
+    ]  # not all have one
+    drops = f", dropout {max(dropped):g}" if dropped else ""
     zero = ", each block's last batch norm starts at 0" if args.zero_init_residual else ""
-    say(f"          label smoothing {args.label_smoothing:g}, dropout {args.dropout:g}{average}{zero}")
+    say(f"          label smoothing {args.label_smoothing:g}{drops}{average}{zero}")
     say(f"machine   {trainer.device}, {how}, NumPy {np.__version__}, seed {args.seed}")
     if trainer.device == "cpu" and (why := compiled.why_not()):
         say(f"          {why}: with the extra fast, pip install -e '.[fast]', a step takes about half as long")
