@@ -185,6 +185,7 @@ ROWS = [
     Row("pointwise as grouped", conv(4, 3, 1, stride=2, path="grouped"), X),
     Row("dense", conv(4, 3, (3, 2), **ODD), X, least=(1, 1)),
     Row("dense, no bias", conv(4, 3, (2, 3), bias=False), X, least=(2, 3)),
+    Row("dense, many terms", conv(4, 3, (5, 4), padding=(2, 1)), X, least=(1, 2)),
     Row("dense, only padding is read", conv(4, 3, 1, stride=7, padding=3), X),
     Row("dense as grouped", conv(4, 3, (3, 2), **ODD, path="grouped"), X),
     Row("one channel", conv(1, 1, 3, padding=1), (2, 1, 5, 3)),
