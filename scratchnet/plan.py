@@ -81,9 +81,8 @@ class Plan:
 
     def forward(self, x):
         """y of the whole chain."""
-        layers = (
-            layer for step in self.steps for layer in step.layers if is_ours(layer)
-        )  # looked at for bfloat16 alone
+        # a generator: it is looked at for bfloat16 alone
+        layers = (layer for step in self.steps for layer in step.layers if is_ours(layer))
         self._rounded = together.rounded(self.kind, layers)
         with computing(), together.walking(self.kind, self._rounded):
             for step in self.steps:

@@ -6,7 +6,7 @@ import numpy as np
 
 from scratchnet.data.shapes import CLASSES, draw_shapes
 from scratchnet.explore.page import write_page
-from scratchnet.explore.subject import Subject
+from scratchnet.explore.subject import HALF, Subject
 from scratchnet.kernels import use_kernels
 from scratchnet.layers.linear import Flatten, Linear
 from scratchnet.layers.loss import CrossEntropyLoss
@@ -19,7 +19,6 @@ from scratchnet.training.schedule import one_cycle
 from scratchnet.training.step import train_step
 
 MOST_BYTES = 3_000_000
-HALF = (0.5,) * 3
 
 
 def demo(path: str | os.PathLike[str], steps: int = 200) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchnet.kernels import use_kernels
-from scratchnet.layers.loss import CrossEntropyLoss
+from scratchnet.layers.loss import CrossEntropyLoss, log_softmax
 from scratchnet.plan import plan
 from scratchnet.steps import LayerStep, MarkStep
 from scratchnet.training.optim import SGD
@@ -144,9 +144,7 @@ def require_finite(array, what):
 
 def probabilities(logits):
     """Softmax of (N, K) logits, in float64."""
-    shifted = logits.astype(np.float64)
-    shifted = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return np.exp(log_softmax(logits.T.astype(np.float64))).T
 
 
 def is_classifier(criterion):

@@ -94,12 +94,8 @@ def _one_group(groups, **_):
     return groups == 1
 
 
-def _few_terms(groups, terms=65, **_):
-    return groups == 1 and terms <= 64
-
-
-def _some_terms(groups, terms=321, **_):
-    return groups == 1 and terms <= 320
+def _terms_up_to(most):
+    return lambda groups, terms=most + 1, **_: groups == 1 and terms <= most
 
 
 def _shifts(groups, terms=4096, window=None):
@@ -121,8 +117,8 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "pointwise":            (_products("pointwise"),    _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise":            (_loops("depthwise", _3x3), _numpy(cpu.depthwise, _one_filter),
                              _cuda(cuda.depthwise, takes=_one_filter)),
-    "grouped":              (_products("dense", _few_terms), _products("shifts", _shifts),
-                             _products("dense", _some_terms), _numpy(cpu.dense, _one_group), _cuda(cuda.dense)),
+    "grouped":              (_products("dense", _terms_up_to(64)), _products("shifts", _shifts),
+                             _products("dense", _terms_up_to(320)), _numpy(cpu.dense, _one_group), _cuda(cuda.dense)),
     "global_avg_pool2d":    (_loops("activation"),      _numpy(cpu.pool),                   _cuda(cuda.pool)),
     "linear":               (                                                      _cuda(cuda.dense, dtypes=REAL),),
     "cross_entropy":        (                                                               _cuda(cuda.loss),),
@@ -132,7 +128,7 @@ _ROWS: dict[str, tuple[Callable, ...]] = {
     "block":                (_products("block", _3x3),),
     "project":              (_products("pointwise"),                                _cuda(cuda.pointwise)),
     "depthwise_norm_relu6": (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
-    "dense_norm_relu6":     (_products("dense", _few_terms),                        _cuda(cuda.dense, takes=_one_group)),
+    "dense_norm_relu6":     (_products("dense", _terms_up_to(64)),                   _cuda(cuda.dense, takes=_one_group)),
     "clipped_product":      (                           _numpy(cpu.pointwise),              _cuda(cuda.pointwise)),
     "depthwise_relu6":      (_loops("depthwise", _3x3), _numpy(cpu.depthwise),              _cuda(cuda.depthwise)),
     "shift_and_clip":       (                                                               _cuda(cuda.activation),),

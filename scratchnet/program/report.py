@@ -32,9 +32,7 @@ def say_header(trainer, args, data, test, source):
     say(f"training  {args.epochs} epochs of {len(trainer.train)} steps, {args.batch_size} pictures each")
     say(f"          {args.optimizer}, learning rate {args.lr:g} {args.schedule}, weight decay {args.weight_decay:g}")
     average = f", weights averaged with decay {args.ema:g}" if args.ema else ""
-    dropped = [
-        module.p for _, module in trainer.model.named_modules() if isinstance(module, Dropout)
-    ]  # not all have one
+    dropped = [module.p for _, module in trainer.model.named_modules() if isinstance(module, Dropout)]
     drops = f", dropout {max(dropped):g}" if dropped else ""
     zero = ", each block's last batch norm starts at 0" if args.zero_init_residual else ""
     say(f"          label smoothing {args.label_smoothing:g}{drops}{average}{zero}")

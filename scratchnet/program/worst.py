@@ -1,7 +1,4 @@
-"""The pictures that a network gets most wrong: those whose right class it holds least likely, and takes for another.
-
-What a softmax gives the right class is exp(logit - m - log Σ exp(logits - m)), m the largest logit.
-"""
+"""The pictures that a network gets most wrong: those whose right class it holds least likely, and takes for another."""
 
 from typing import NamedTuple
 
@@ -9,6 +6,7 @@ import numpy as np
 
 from scratchnet.array import to_device
 from scratchnet.device import get_array_module
+from scratchnet.layers.loss import log_softmax
 from scratchnet.parallel import ranks
 
 
@@ -37,10 +35,8 @@ class Worst:
     def add(self, logits, labels):
         """Take in a batch, this rank's share of it."""
         xp = get_array_module(logits)
-        largest, here = logits.max(axis=1), xp.arange(len(labels))
-        total = xp.exp(logits - largest[:, None]).sum(axis=1)
-        share = xp.exp(logits[here, labels] - largest) / total
-        self._seen.append((labels, logits.argmax(axis=1), share, 1 / total))
+        share = xp.exp(log_softmax(logits.T))  # (N, K) -> (K, N)
+        self._seen.append((labels, logits.argmax(axis=1), share[labels, xp.arange(len(labels))], share.max(axis=0)))
 
     def take(self):
         """The `Mistake`s, the worst one first, of all ranks; each of them calls it. What was seen is forgotten."""

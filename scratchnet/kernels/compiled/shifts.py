@@ -28,6 +28,7 @@ from scratchnet.kernels.compiled.blas import blas, multiply, multiply_transposed
 from scratchnet.kernels.compiled.depthwise import flat, rows
 from scratchnet.kernels.compiled.jit import ZERO, bare, everywhere, jit, take
 from scratchnet.kernels.compiled.rows import copy
+from scratchnet.kernels.compiled.strips import rows_of
 from scratchnet.kernels.cpu.buffers import empty
 from scratchnet.windows import output_size
 
@@ -114,7 +115,7 @@ def _weight_gradient(counter, found, dy, x, geometry, piece, height, sums, scrat
     outs, kw = len(dy), sums.shape[1]
     part = take(counter)
     while part < len(sums):
-        first, end = height * part // len(sums), height * (part + 1) // len(sums)
+        first, end = rows_of(part, len(sums), height)
         for p in range(first, end):
             for a in range(0, size, piece):
                 wide = min(piece, size - a)

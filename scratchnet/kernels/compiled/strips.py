@@ -18,7 +18,7 @@ def forward(counter, found, x, weight, geometry, pixels, height, z, parts, scrat
     width, n = geometry[9], geometry[10]
     part = take(counter)
     while part < parts:
-        first, end = _rows_of(part, parts, height)
+        first, end = rows_of(part, parts, height)
         for a in range(first * width, end * width, pixels):
             b = min(a + pixels, end * width)
             cols, out = scratch[len(z) :, : (b - a) * n], scratch[: len(z), : (b - a) * n]
@@ -37,7 +37,7 @@ def backward(counter, found, dy, z, norm, fused, x, weight, geometry, pixels, he
     width, n = geometry[9], geometry[10]
     part = take(counter)
     while part < len(dweight):
-        first, end = _rows_of(part, len(dweight), height)
+        first, end = rows_of(part, len(dweight), height)
         low, high = _rows_read(first, end, geometry, x.shape[1])
         into, products = dx[part], dweight[part]
         if len(dweight) == 1:
@@ -64,7 +64,7 @@ def gather(counter, parts, geometry, height, dx):
     while r < dx.shape[1]:
         dx[:, r] = ZERO
         for part in range(len(parts)):
-            first, end = _rows_of(part, len(parts), height)
+            first, end = rows_of(part, len(parts), height)
             low, high = _rows_read(first, end, geometry, dx.shape[1])
             if low <= r < high:
                 for c in range(len(dx)):
@@ -124,7 +124,7 @@ def _add(x, to):
 
 
 @jit
-def _rows_of(part, parts, height):
+def rows_of(part, parts, height):
     """The rows of the output in a part (`cuts.split`)."""
     return height * part // parts, height * (part + 1) // parts
 
